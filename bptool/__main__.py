@@ -1,0 +1,5 @@
+"""`python -m bptool`."""
+
+from bptool.cli.main import main
+
+main()

@@ -1,0 +1,69 @@
+"""A run's model in Hugging Face's format, for everything that reads it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from bptool.analysis.result import Result
+from bptool.analysis.sample import load_run_model, read_tokenizer
+from bptool.config.huggingface import huggingface_config
+from bptool.errors import StorageError, UsageError
+from bptool.interop.huggingface import save_weights
+from bptool.training.run_folder import TOKENIZER, read_run_config
+
+
+class ExportResult(Result):
+    """A folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
+
+    Attributes:
+        family: the Hugging Face `model_type` that it became.
+        step: optimizer steps that the model was trained for.
+    """
+
+    command: ClassVar[str] = "export"
+
+    run: str
+    step: int
+    folder: str
+    family: str
+    files: list[str]
+
+
+def export_run(run: Path, folder: Path, *, force: bool, note: Callable[[str], None]) -> ExportResult:
+    """Write config.json, model.safetensors and the tokenizer into `folder`.
+
+    Raises:
+        UsageError: `folder` holds something and `force` is not given, or no family can express the model.
+        StorageError: it could not be written.
+    """
+    config = read_run_config(run)
+    family = str(huggingface_config(config.model)["model_type"])  # says at once what cannot be expressed
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise UsageError(
+            f"{folder} exists and is not an empty folder", "choose another one, or overwrite it with --force"
+        )
+    model, step = load_run_model(run, config, note)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(model.state_dict(), config.model, folder)
+        if (run / TOKENIZER).is_file():
+            _write_tokenizer(run, folder)
+        else:
+            note("the run has no tokenizer, so the folder has none")
+    except OSError as error:
+        raise StorageError(f"{folder} could not be written: {error.strerror}") from error
+    files = sorted(path.name for path in folder.iterdir())
+    return ExportResult(run=str(run), step=step, folder=str(folder), family=family, files=files)
+
+
+def _write_tokenizer(run: Path, folder: Path) -> None:
+    """tokenizer.json, and the file by which `transformers` knows to read it as it is."""
+    shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if read_tokenizer(run).end_of_text is not None:
+        settings["eos_token"] = "<|endoftext|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")

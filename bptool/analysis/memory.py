@@ -1,0 +1,147 @@
+"""Will it fit? The peak of a training step, from running that very step on fake tensors under the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import (
+    FakeTensorMode,
+)  # documented for shape propagation; no public path yet
+from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
+
+from bptool.config.overrides import override
+from bptool.config.schema import Config
+from bptool.errors import OutOfMemory
+from bptool.instruments.memory_ledger import MemoryLedger
+from bptool.instruments.peak_memory import unique_storage_bytes
+from bptool.training.assembly import build_step
+from bptool.training.instrument import Announcer
+from bptool.training.step import TrainStep
+from bptool.training.workload import Workload, transformer_workload
+from bptool.units import format_bytes
+
+# Parameter-sized tensors that an update rule keeps; Adafactor's are rows and columns, Muon's AdamW part is small.
+_STATE_TENSORS = {"gradient-descent": 0, "sgd": 1, "adam": 2, "adamw": 2, "muon": 1, "adafactor": 0}
+
+
+@dataclass(frozen=True)
+class PeakPrediction:
+    """Peak of a steady step: its second, which begins with the optimizer's state in place.
+
+    Attributes:
+        peak_bytes: of the whole step.
+        phase_peaks_bytes: during each phase.
+    """
+
+    peak_bytes: int
+    phase_peaks_bytes: dict[str, int]
+
+
+def predict_peak(config: Config, workload: Workload) -> PeakPrediction:
+    """Run two steps of the trainer's own step on fake CPU tensors, and read the ledger.
+
+    Nothing is allocated and nothing is compiled. Buffers that a kernel allocates and frees inside one operation are not
+    seen.
+    """
+    eager = override(config, {"training.compile": False})
+    with FakeTensorMode(), MemoryLedger() as ledger:
+        step = build_step(eager, workload, torch.device("cpu"), Announcer([ledger]))
+        count = config.training.gradient_accumulation_steps
+        _run_step(step, 0, count=1)  # makes the optimizer's state
+        batch_bytes = _run_step(step, 1, count=min(count, 2))
+    # From the second micro-batch on each does what the second does; only the waiting batches themselves add up.
+    waiting = max(count - 2, 0) * batch_bytes
+    peaks = {str(name): peak + waiting for name, peak in ledger.peaks_bytes.items()}
+    return PeakPrediction(peaks.pop("step"), peaks)
+
+
+def _run_step(step: TrainStep, number: int, *, count: int) -> int:
+    """One step on `count` micro-batches of the workload's own making; returns the bytes of one."""
+    generator = torch.Generator()
+    with step.announcer.phase("step"):
+        with step.announcer.phase("data"):
+            micro_batches = [step.workload.batch(generator) for _ in range(count)]
+        step(number, micro_batches)
+        return unique_storage_bytes(leaf for leaf in tree_leaves(micro_batches[0]) if isinstance(leaf, torch.Tensor))
+
+
+def state_bytes(config: Config, parameters_count: int) -> int:
+    """Least that a step must hold: weights, gradients and optimizer state, all in the parameters' format."""
+    bytes_each = 2 if config.precision.mode == "bf16" else 4
+    return bytes_each * parameters_count * (2 + _STATE_TENSORS[config.optimizer.name])
+
+
+def check_fit(config: Config, workload: Workload, available_bytes: int) -> PeakPrediction:
+    """The predicted peak, once it is sure that it fits.
+
+    The kernel kills a process that takes more memory than there is, without a word; so the refusal comes first.
+
+    Raises:
+        OutOfMemory: with the prediction, what is there, and the overrides that would fit.
+    """
+    with torch.device("meta"):
+        parameters_count = sum(p.numel() for p in workload.model().parameters())
+    least = state_bytes(config, parameters_count)
+    if least > available_bytes:
+        raise OutOfMemory(
+            f"weights, gradients and optimizer state alone need {format_bytes(least)};"
+            f" {format_bytes(available_bytes)} are available",
+            _lighter_states(config, parameters_count, available_bytes),
+        )
+    prediction = predict_peak(config, workload)
+    if prediction.peak_bytes > available_bytes:
+        raise out_of_memory(config, prediction, available_bytes)
+    return prediction
+
+
+def out_of_memory(config: Config, prediction: PeakPrediction | None, available_bytes: int) -> OutOfMemory:
+    """The error of a run that does not fit, naming the overrides that would."""
+    predicted = format_bytes(prediction.peak_bytes) if prediction else "unknown"
+    fitting = list(_fitting(config, available_bytes)) if not config.run.workload else []
+    remedy = "\n".join(["these would fit:", *fitting]) if fitting else "no smaller batch fits; choose a smaller model"
+    return OutOfMemory(
+        f"a step's peak is predicted as {predicted}; {format_bytes(available_bytes)} are available", remedy
+    )
+
+
+def _fitting(config: Config, available_bytes: int) -> Iterator[str]:
+    """The settings nearest to the asked ones that fit, each with its predicted peak: same batch, same result."""
+    tried: dict[str, object] = {}
+    for change in _savings(config):
+        tried |= change
+        lighter = override(config, tried)
+        peak = predict_peak(lighter, transformer_workload(lighter)).peak_bytes
+        if peak <= available_bytes:
+            yield f"{' '.join(f'{key}={value}' for key, value in tried.items())}   ({format_bytes(peak)})"
+            return
+
+
+def _savings(config: Config) -> Iterator[dict[str, object]]:
+    """Changes that save memory, the cheapest first; each adds to those before it."""
+    if config.training.loss == "plain":
+        yield {"training.loss": "fused"}
+    micro, accumulation = config.training.micro_batch_size, config.training.gradient_accumulation_steps
+    while micro % 2 == 0:
+        micro, accumulation = micro // 2, accumulation * 2
+        yield {"training.micro_batch_size": micro, "training.gradient_accumulation_steps": accumulation}
+    if config.activation_checkpoint.policy != "full":
+        yield {"activation_checkpoint.policy": "full"}
+    if config.precision.mode != "bf16":
+        yield {"precision.mode": "bf16"}
+    if config.optimizer.name not in ("adafactor", "gradient-descent"):
+        yield {"optimizer.name": "adafactor"}
+
+
+def _lighter_states(config: Config, parameters_count: int, available_bytes: int) -> str:
+    for change in (
+        {"optimizer.name": "adafactor"},
+        {"precision.mode": "bf16"},
+        {"precision.mode": "bf16", "optimizer.name": "adafactor"},
+    ):
+        least = state_bytes(override(config, change), parameters_count)
+        if least <= available_bytes:
+            pairs = " ".join(f"{key}={value}" for key, value in change.items())
+            return f"{pairs} would need {format_bytes(least)} for them, and activations besides"
+    return "no optimizer or precision makes them fit; choose a smaller model, or a machine with more memory"

@@ -1,0 +1,38 @@
+"""`bptool`: the commands, each in its own file. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import typer
+
+from bptool import __version__
+from bptool.cli import export, sample, train
+
+app = typer.Typer(
+    name="bptool",
+    help="See, predict, check and choose what backpropagation costs when you train a transformer.",
+    epilog="A first run, learning Python from its own standard library: bptool train",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (train, sample, export):
+    command.register(app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"bptool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Print the version and leave."
+    ),
+) -> None:
+    """The options that come before a command."""
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,53 @@
+"""`bptool train`: learn, and be able to stop and resume."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bptool.cli.guard import guarded, note
+from bptool.cli.words import Debug, Json, Words, split_words
+from bptool.errors import EXIT_INTERRUPTED, UsageError
+
+_EXAMPLE = "Example: bptool train gpt2 data.source=my_text.txt training.micro_batch_size=2 training.steps=500"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("train", epilog=_EXAMPLE)(train)
+
+
+@guarded
+def train(
+    words: Words = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Continue a run: its folder or its name.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a run of the same name.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model, with its memory predicted and measured; a run can be stopped, killed and resumed.
+
+    Exit codes: 0 done, 1 the loss or a gradient is no longer finite, 2 a wrong command line or config,
+    3 the machine said no (memory, disk, device), 130 stopped by Ctrl-C or SIGTERM after saving.
+    """
+    target, overrides = split_words(words)
+    if resume and force:
+        raise UsageError("--resume and --force exclude each other", "--resume continues a run, --force overwrites it")
+
+    from bptool.training.opening import open_new, open_resumed
+
+    opened = open_resumed(resume, target, overrides, note) if resume else open_new(target, overrides, force=force)
+    with opened.folder:
+        from bptool.analysis.train import Trainer
+        from bptool.report.listeners import run_listeners
+        from bptool.report.train import render
+
+        trainer = Trainer(opened, note)
+        with run_listeners(trainer, opened) as listeners:
+            result = trainer.train(listeners)
+    typer.echo(result.json_text() if json else render(result))
+    if result.status == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)

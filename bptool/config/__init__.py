@@ -1,0 +1,1 @@
+"""What the user asked for: the schema, its loading and overrides, presets, targets."""

@@ -1,0 +1,1 @@
+"""Corpora, tokenizers, the batch order, and the batches of a training step."""

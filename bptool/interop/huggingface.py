@@ -1,0 +1,142 @@
+"""Hugging Face's weights for the models that bptool builds: a folder of safetensors and a config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bptool.config.huggingface import huggingface_config
+from bptool.config.schema import ModelSettings
+from bptool.errors import StorageError, UsageError
+from bptool.interop.huggingface_names import HEAD, Entry, names_of
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_AT_MOST_NAMED = 5
+
+
+def load_weights(folder: Path, settings: ModelSettings) -> dict[str, Tensor]:
+    """The weights in `folder`, under the names of `Transformer(settings)` and in the dtype that they are kept in.
+
+    All names and shapes are checked before any weights are read. A tied model's copy of the embedding is passed over.
+
+    Raises:
+        UsageError: no safetensors there, a file that is none, or weights of another model than `settings` describe.
+        StorageError: a file cannot be read.
+    """
+    names = names_of(settings)
+    entries = names.entries(settings)
+    passed_over = (*names.no_parameters, HEAD) if settings.tied_embeddings else names.no_parameters
+    files = _weight_files(folder)
+    held = {names.full(name): shape for path in files for name, shape in _header(path).items()}
+    _check(folder, entries, {name: shape for name, shape in held.items() if not name.endswith(passed_over)})
+    weights: dict[str, Tensor] = {}
+    for path in files:
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                if (entry := entries.get(names.full(name))) is not None:
+                    weights |= entry.to_ours(file.get_tensor(name))
+    return weights
+
+
+def save_weights(state_dict: Mapping[str, Tensor], settings: ModelSettings, folder: Path) -> None:
+    """Write `model.safetensors` and `config.json`, which `transformers.AutoModelForCausalLM.from_pretrained` loads.
+
+    Files of these names are replaced. The config is written last: a folder cut short is not taken for a model.
+
+    Raises:
+        UsageError: no Hugging Face family can express `settings`.
+        StorageError: the folder or a file cannot be written.
+    """
+    config = huggingface_config(settings)
+    tensors = {name: entry.to_theirs(state_dict) for name, entry in names_of(settings).entries(settings).items()}
+    config["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot write a model to {folder}: {error}") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model: those that its index names, or the only one."""
+    if not folder.is_dir():
+        raise UsageError(f"model.weights = '{folder}': there is no such folder")
+    if (folder / INDEX).is_file():
+        return _indexed_files(folder / INDEX)
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        raise UsageError(
+            f"{folder} holds its weights as {_listed(pickles)}: a pickle, which can run code while it is read;"
+            " bptool reads safetensors only",
+            "save the model again with transformers' save_pretrained, which writes safetensors",
+        )
+    raise UsageError(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX} is there")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [index.parent / Path(name).name for name in named]
+    except OSError as error:
+        raise StorageError(f"cannot read {index}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{index} is no index of safetensors files: it needs a 'weight_map' of names to files"
+        ) from error
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise UsageError(f"{index} names files that are not beside it: {_listed(missing)}")
+    return files
+
+
+def _opened(path: Path) -> Any:
+    """The open safetensors file, for a `with`; `safe_open` has no type of its own."""
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise UsageError(f"{path} is not a safetensors file, or is cut short: {error}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Each tensor's shape, by the name that the file has for it."""
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _check(folder: Path, entries: Mapping[str, Entry], held: Mapping[str, tuple[int, ...]]) -> None:
+    problems = []
+    if missing := [name for name in entries if name not in held]:
+        problems.append(f"missing: {_listed(missing)}")
+    if unexpected := [name for name in held if name not in entries]:
+        problems.append(f"not of this model: {_listed(unexpected)}")
+    wrong = [
+        f"{name} is {list(held[name])} and not {list(entry.shape)}"
+        for name, entry in entries.items()
+        if held.get(name, entry.shape) != entry.shape
+    ]
+    if wrong:
+        problems.append(f"of another shape: {_listed(wrong)}")
+    if problems:
+        raise UsageError(
+            "\n".join([f"the weights in {folder} are not those of [model]:", *(f"  {one}" for one in problems)]),
+            f"take the model's settings from {folder / 'config.json'}",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - _AT_MOST_NAMED
+    return ", ".join(names[:_AT_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,187 @@
+"""What Hugging Face calls each tensor of the models that bptool builds, and how it is laid out.
+
+One table maps the names in both directions. What differs beside names: GPT-2 keeps query, key and value in one matrix
+(`c_attn`), and keeps a block's matrices transposed, [in, out] (its `Conv1D`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bptool.config.huggingface import huggingface_config
+from bptool.config.schema import ModelSettings
+
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of their tensors and the parameters of ours that it holds, stacked along their first dimension.
+
+    Attributes:
+        theirs: its full name.
+        ours: our names.
+        rows: size of each of ours along the first dimension.
+        shape: shape of theirs.
+        transposed: theirs is [in, out] where ours is [out, in].
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    rows: tuple[int, ...]
+    shape: tuple[int, ...]
+    transposed: bool
+
+    def to_ours(self, tensor: Tensor) -> dict[str, Tensor]:
+        """Our parameters, from their tensor."""
+        upright = tensor.t().contiguous() if self.transposed else tensor
+        return dict(zip(self.ours, upright.split(self.rows), strict=True))
+
+    def to_theirs(self, state_dict: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor, from our state dict; contiguous, as safetensors wants it."""
+        parts = [state_dict[name].detach() for name in self.ours]
+        upright = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return (upright.t() if self.transposed else upright).contiguous()
+
+
+@dataclass(frozen=True)
+class Names:
+    """What one family calls its tensors; module names, of which each has a `.weight` and may have a `.bias`.
+
+    Attributes:
+        prefix: of all but the head's; files of the bare model leave it out.
+        top: their module -> ours, outside the blocks.
+        block: the prefix of a block's modules, with its number to be filled in.
+        in_block: their module -> ours; several of ours are stacked along their outputs.
+        transposed: a block's matrices are [in, out].
+        no_parameters: ends of names that old files hold though they are no parameters.
+    """
+
+    prefix: str
+    top: Mapping[str, str]
+    block: str
+    in_block: Mapping[str, tuple[str, ...]]
+    transposed: bool
+    no_parameters: tuple[str, ...]
+
+    def full(self, name: str) -> str:
+        """The name with its prefix, whether the file has it or not."""
+        return name if name == HEAD or name.startswith(self.prefix) else self.prefix + name
+
+    def entries(self, settings: ModelSettings) -> dict[str, Entry]:
+        """Every tensor of a model, by its full name."""
+        modules: list[tuple[str, tuple[str, ...], bool]] = [
+            (self.prefix + theirs, (ours,), False) for theirs, ours in self.top.items()
+        ]
+        for i in range(settings.n_layers):
+            modules += [
+                (
+                    self.prefix + self.block.format(i) + theirs,
+                    tuple(f"blocks.{i}.{module}" for module in ours),
+                    self.transposed,
+                )
+                for theirs, ours in self.in_block.items()
+            ]
+        modules.append((HEAD.removesuffix(".weight"), ("head",), False))
+        shapes = parameter_shapes(settings)
+        made = (
+            _entry(f"{theirs}.{kind}", tuple(f"{name}.{kind}" for name in ours), transposed, shapes)
+            for theirs, ours, transposed in modules
+            for kind in ("weight", "bias")
+            if f"{ours[0]}.{kind}" in shapes
+        )
+        return {entry.theirs: entry for entry in made}
+
+
+NAMES: Mapping[str, Names] = {
+    "gpt2": Names(
+        prefix="transformer.",
+        top={"wte": "embedding", "wpe": "position", "ln_f": "final_norm"},
+        block="h.{}.",
+        in_block={
+            "ln_1": ("attention_norm",),
+            "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
+            "attn.c_proj": ("attention.output",),
+            "ln_2": ("feed_forward_norm",),
+            "mlp.c_fc": ("feed_forward.up",),
+            "mlp.c_proj": ("feed_forward.down",),
+        },
+        transposed=True,
+        no_parameters=(".attn.bias", ".attn.masked_bias"),
+    ),
+    "llama": Names(
+        prefix="model.",
+        top={"embed_tokens": "embedding", "norm": "final_norm"},
+        block="layers.{}.",
+        in_block={
+            "input_layernorm": ("attention_norm",),
+            "self_attn.q_proj": ("attention.query",),
+            "self_attn.k_proj": ("attention.key",),
+            "self_attn.v_proj": ("attention.value",),
+            "self_attn.o_proj": ("attention.output",),
+            "post_attention_layernorm": ("feed_forward_norm",),
+            "mlp.gate_proj": ("feed_forward.gate",),
+            "mlp.up_proj": ("feed_forward.up",),
+            "mlp.down_proj": ("feed_forward.down",),
+        },
+        transposed=False,
+        no_parameters=(".rotary_emb.inv_freq",),
+    ),
+}
+
+
+def names_of(settings: ModelSettings) -> Names:
+    """The names of the family that can express `settings`.
+
+    Raises:
+        UsageError: no family can.
+    """
+    return NAMES[huggingface_config(settings)["model_type"]]
+
+
+def parameter_shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of a `Transformer(settings)`, by name; nothing is built."""
+    width, vocabulary = settings.d_model, settings.vocab_size
+    norm = {"layernorm": ("weight", "bias")[: 1 + settings.bias], "rmsnorm": ("weight",), "none": ()}[settings.norm]
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary, width)}
+    if settings.position == "learned":
+        shapes["position.weight"] = (settings.context_length, width)
+    for i in range(settings.n_layers):
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in _block_shapes(settings, norm)}
+    shapes |= {f"final_norm.{kind}": (width,) for kind in norm}
+    if not settings.tied_embeddings:
+        shapes["head.weight"] = (vocabulary, width)
+    return shapes
+
+
+def _block_shapes(settings: ModelSettings, norm: tuple[str, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, inner = settings.d_model, settings.d_ff
+    query, kept = settings.n_heads * settings.head_dim, settings.n_kv_heads * settings.head_dim
+    linear = {
+        "attention.query": (query, width),
+        "attention.key": (kept, width),
+        "attention.value": (kept, width),
+        "attention.output": (width, query),
+        "feed_forward.up": (inner, width),
+        "feed_forward.down": (width, inner),
+    }
+    if settings.activation == "swiglu":
+        linear["feed_forward.gate"] = (inner, width)
+    for name, shape in linear.items():
+        yield f"{name}.weight", shape
+        if settings.bias:
+            yield f"{name}.bias", shape[:1]
+    for kind in norm:
+        yield f"attention_norm.{kind}", (width,)
+        yield f"feed_forward_norm.{kind}", (width,)
+
+
+def _entry(theirs: str, ours: tuple[str, ...], transposed: bool, shapes: Mapping[str, tuple[int, ...]]) -> Entry:
+    rows = tuple(shapes[name][0] for name in ours)
+    shape = (sum(rows), *shapes[ours[0]][1:])
+    transposed = transposed and len(shape) == 2
+    return Entry(theirs, ours, rows, shape[::-1] if transposed else shape, transposed)

@@ -1,0 +1,42 @@
+"""The feed-forward branch of a block: two linear layers and a non-linearity, or three and a gate.
+
+Shapes: B batch, T tokens, D model width, F inner width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bptool.config.schema import ModelSettings
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu-tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "swiglu": F.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """`down(f(up(x)))`; for swiglu `down(silu(gate(x)) * up(x))` (Shazeer 2020)."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        d_model, d_ff, bias = settings.d_model, settings.d_ff, settings.bias
+        self.gate = nn.Linear(d_model, d_ff, bias=bias) if settings.activation == "swiglu" else None
+        self.up = nn.Linear(d_model, d_ff, bias=bias)
+        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.activation = _ACTIVATIONS[settings.activation]
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        if self.gate is None:
+            inner_BTF = self.activation(self.up(x_BTD))
+        else:
+            inner_BTF = self.activation(self.gate(x_BTD)) * self.up(x_BTD)
+        y_BTD: Tensor = self.down(inner_BTF)
+        return y_BTD

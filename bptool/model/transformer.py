@@ -1,0 +1,137 @@
+"""The transformer: decoder-only, pre-norm, GPT-2 at one end of its settings and Llama at the other.
+
+Shapes: B batch, T tokens, D model width, V vocabulary, N tokens of all sequences (B T).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bptool.config.schema import ModelSettings
+from bptool.model.attention import Attention
+from bptool.model.feed_forward import FeedForward
+from bptool.model.loss import linear_cross_entropy, plain_cross_entropy
+from bptool.model.normalization import make_norm
+from bptool.model.position import Rotation, rotation
+
+LossName = Literal["fused", "plain"]
+
+_BRANCH_OUTPUTS = ("attention.output.weight", "feed_forward.down.weight")
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each normalised before and added after.
+
+    With `residual` off each branch's output takes its input's place, which shows what the addition is for.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(settings)
+        self.attention = Attention(settings)
+        self.feed_forward_norm = make_norm(settings)
+        self.feed_forward = FeedForward(settings)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.residual = settings.residual
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
+        """[B, T, D] to [B, T, D]; `rotation` are the positions' angles, None where the model has no rope."""
+        x_BTD = self._joined(x_BTD, self.attention(self.attention_norm(x_BTD), rotation))
+        return self._joined(x_BTD, self.feed_forward(self.feed_forward_norm(x_BTD)))
+
+    def _joined(self, x_BTD: Tensor, branch_BTD: Tensor) -> Tensor:
+        branch_BTD = self.dropout(branch_BTD)
+        return x_BTD + branch_BTD if self.residual else branch_BTD
+
+
+class Transformer(nn.Module):
+    """A language model with the parameters and the arithmetic that `settings` name.
+
+    With tied embeddings there is no head: the logits are made with the token embedding, which the state dict holds
+    once. Built under `torch.device("meta")` it takes no memory, whatever its size.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        learned = settings.position == "learned"
+        self.settings = settings
+        self.embedding = nn.Embedding(settings.vocab_size, settings.d_model)
+        self.position = nn.Embedding(settings.context_length, settings.d_model) if learned else None
+        self.dropout = nn.Dropout(settings.dropout)
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.n_layers))
+        self.final_norm = make_norm(settings)
+        tied = settings.tied_embeddings
+        self.head = None if tied else nn.Linear(settings.d_model, settings.vocab_size, bias=False)
+
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor | None = None, *, loss: LossName = "plain") -> Tensor:
+        """Logits [B, T, V]; with targets, the mean cross-entropy over those that are not negative, a scalar.
+
+        Args:
+            tokens_BT: token ids; T is at most `settings.context_length`.
+            targets_BT: the id that follows each token, or a negative number (`loss.IGNORED`) where none counts.
+            loss: `fused` never holds all the logits, `plain` does; the numbers are the same.
+        """
+        x_BTD = self._hidden(tokens_BT)
+        weight_VD = self.embedding.weight if self.head is None else self.head.weight
+        if targets_BT is None:
+            return F.linear(x_BTD, weight_VD)
+        cross_entropy = linear_cross_entropy if loss == "fused" else plain_cross_entropy
+        return cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
+
+    def _hidden(self, tokens_BT: Tensor) -> Tensor:
+        """The last norm's output, [B, T, D]."""
+        n_tokens = tokens_BT.shape[1]
+        assert n_tokens <= self.settings.context_length, "a sequence is longer than the model's context"
+        x_BTD = self.embedding(tokens_BT)
+        if self.position is not None:
+            x_BTD = x_BTD + self.position.weight[:n_tokens]
+        x_BTD = self.dropout(x_BTD)
+        angles = None
+        if self.settings.position == "rope":
+            angles = rotation(n_tokens, self.settings.head_dim, self.settings.rope, tokens_BT.device)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, angles)
+        normed_BTD: Tensor = self.final_norm(x_BTD)
+        return normed_BTD
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Fill the parameters as GPT-2 does (Radford et al. 2019).
+
+        Matrices are normal with standard deviation `init_std`, over sqrt(2 n_layers) where they end a branch, so that
+        the residual stream's variance does not grow with depth; biases are 0, norms 1. Each parameter is drawn from
+        `seed` and its own name, so it is the same whatever else is built, in whatever order.
+        """
+        branch_std = self.settings.init_std / math.sqrt(2 * self.settings.n_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0 if name.endswith(".weight") else 0.0)
+                continue
+            generator = torch.Generator(parameter.device)
+            generator.manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+            std = branch_std if name.endswith(_BRANCH_OUTPUTS) else self.settings.init_std
+            parameter.normal_(0.0, std, generator=generator)
+
+
+def build(
+    settings: ModelSettings, *, device: torch.device | str, seed: int, dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """A transformer with random weights on `device`; on `meta`, one without any.
+
+    Weights named by `settings.weights` are the caller's to load (`bptool.interop.huggingface.load_weights`).
+    """
+    with torch.device("meta"):
+        model = Transformer(settings)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            # Not `to_empty`: it swaps tensors, which fake ones refuse.
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device, dtype=dtype)))
+    if torch.device(device).type != "meta":
+        model.initialize(seed)
+    return model

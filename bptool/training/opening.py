@@ -1,0 +1,82 @@
+"""From a command line to a run's locked folder and its config: a new run, or one that is continued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bptool.config.loading import load_config
+from bptool.config.overrides import override, parse_overrides
+from bptool.config.schema import Config, RunSettings
+from bptool.config.target import CodeTarget, FileTarget, Target, resolve_target
+from bptool.errors import ResumeError
+from bptool.training.resume import check_resumable
+from bptool.training.run_folder import CONFIG, RunFolder, find_run, free_name, read_run_config
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run that this process alone may write.
+
+    Attributes:
+        code: the user's own model; None for the built-in transformer.
+        resumed: whether it continues from a checkpoint.
+        data_may_change: whether the command line names another source of data.
+    """
+
+    folder: RunFolder
+    config: Config
+    code: CodeTarget | None
+    resumed: bool = False
+    data_may_change: bool = False
+
+
+def open_new(target_text: str | None, overrides: Sequence[str], *, force: bool) -> OpenedRun:
+    """Make a new run's folder; without a name of its own it is named after the target.
+
+    Raises:
+        UsageError: the config is wrong, or the folder holds a run already.
+        RunInUse, StorageError: the folder cannot be had.
+    """
+    target = resolve_target(target_text)
+    config = load_config(target, overrides)
+    named = "run.name" in parse_overrides(overrides) or not _is_run(target)
+    if not (named and config.run.name):
+        stem = target.name or "run"
+        name = stem if force else free_name(config.run.directory, stem)
+        config = override(config, {"run.name": name})
+    return OpenedRun(RunFolder.create(config, force=force), config, _code(target))
+
+
+def open_resumed(run: str, target_text: str | None, overrides: Sequence[str], note: Callable[[str], None]) -> OpenedRun:
+    """Open the run that `run` names, with the changes that the command line (or another TARGET) makes.
+
+    Raises:
+        ResumeError: there is no such run, or a change is not possible or not named.
+        RunInUse: another process writes it.
+    """
+    changes = parse_overrides(overrides)
+    path = find_run(run, str(changes.get("run.directory", RunSettings().directory)))
+    before = read_run_config(path)
+    target = resolve_target(target_text) if target_text else FileTarget(path.name, path / CONFIG)
+    if before.run.workload and not isinstance(target, CodeTarget):
+        raise ResumeError(
+            f"{path} trains the user's own model, and code is run only when it is named",
+            f"bptool train {before.run.workload} --resume {run}",
+        )
+    config = override(load_config(target, overrides), {"run.name": path.name, "run.directory": str(path.parent)})
+    differences = check_resumable(before, config, changes.keys())
+    for key, (old, new) in differences.items():
+        note(f"{key}: {old} -> {new}")
+    folder = RunFolder.resume(path)
+    folder.write(CONFIG, config.model_dump(mode="json"))
+    return OpenedRun(folder, config, _code(target), resumed=True, data_may_change="data.source" in changes)
+
+
+def _is_run(target: Target) -> bool:
+    """Whether the target is another run, whose settings are taken and whose name is not."""
+    return isinstance(target, FileTarget) and target.path.suffix != ".toml"
+
+
+def _code(target: Target) -> CodeTarget | None:
+    return target if isinstance(target, CodeTarget) else None
