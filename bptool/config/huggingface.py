@@ -179,8 +179,8 @@ def _read(family: Family, config: JsonObject, source: str) -> ModelSettings:
     try:
         settings = ModelSettings.model_validate(values)
     except ValidationError as error:
-        # A rule over several keys says nothing new where some of them are known to be wrong.
-        told = [one for one in error.errors() if one["loc"] or not problems]
+        # Where some keys are known to be wrong, neither a rule over several nor what follows from others says more.
+        told = [one for one in error.errors() if one["input"] != AUTO and (one["loc"] or not problems)]
         raise ConfigError(source, problems + [_in_their_words(family, one) for one in told]) from None
     if problems:
         raise ConfigError(source, problems)

@@ -1,7 +1,7 @@
 """The settings of a run: what each key means, its type and its range.
 
-A `Config` is frozen, validated and complete: `"auto"` is replaced by a number while it is validated, so no reader has to
-know the rule again. The defaults are those of the preset `tiny` (a test holds the two together). The text below each
+A `Config` is frozen, validated and complete: `"auto"` is replaced by a number while it is validated, so no reader has
+to know the rule again. The defaults are those of the preset `tiny` (a test holds the two together). The text below each
 field is its documentation; presets and `--help` quote it.
 """
 
@@ -220,7 +220,8 @@ class OptimizerSettings(Section):
     """`[optimizer]`: the update rule."""
 
     name: Literal["gradient-descent", "sgd", "adam", "adamw", "muon", "adafactor"] = "adamw"
-    """`gradient-descent` is theta - lr * grad and nothing else; `sgd` has momentum; `muon` leaves what is no matrix to AdamW."""
+    """`gradient-descent` is theta - lr * grad and nothing else; `sgd` has momentum; `muon` is for hidden matrices, and
+    leaves the rest to AdamW."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.1
@@ -256,7 +257,7 @@ class PrecisionSettings(Section):
     """`[precision]`: the number formats of weights and arithmetic."""
 
     mode: Literal["fp32", "tf32", "bf16-mixed", "bf16", "fp16-mixed"] = "fp32"
-    """`-mixed` keeps fp32 weights and casts per operation (autocast), `bf16` is bf16 throughout; fp16 scales the loss."""
+    """`-mixed` keeps fp32 weights and casts per operation (autocast); `bf16` is bf16 throughout; fp16 scales the loss."""
 
 
 class ActivationCheckpointSettings(Section):

@@ -246,7 +246,7 @@ def _all_cores() -> Iterator[None]:
     try:
         yield
     finally:
-        pass
+        os.environ[_THREADS] = "false"
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from bptool.config.huggingface import huggingface_config
 from bptool.config.schema import ModelSettings
 from bptool.errors import StorageError, UsageError
-from bptool.interop.huggingface_names import HEAD, Entry, names_of
+from bptool.interop.huggingface_names import HEAD, Entry, Names, names_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,7 +26,7 @@ _AT_MOST_NAMED = 5
 def load_weights(folder: Path, settings: ModelSettings) -> dict[str, Tensor]:
     """The weights in `folder`, under the names of `Transformer(settings)` and in the dtype that they are kept in.
 
-    All names and shapes are checked before any weights are read. A tied model's copy of the embedding is passed over.
+    All names and shapes are checked before any weights are read.
 
     Raises:
         UsageError: no safetensors there, a file that is none, or weights of another model than `settings` describe.
@@ -37,12 +38,14 @@ def load_weights(folder: Path, settings: ModelSettings) -> dict[str, Tensor]:
     files = _weight_files(folder)
     held = {names.full(name): shape for path in files for name, shape in _header(path).items()}
     _check(folder, entries, {name: shape for name, shape in held.items() if not name.endswith(passed_over)})
-    weights: dict[str, Tensor] = {}
-    for path in files:
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - it is no dictionary
-                if (entry := entries.get(names.full(name))) is not None:
-                    weights |= entry.to_ours(file.get_tensor(name))
+    tensors = _read(files, names, {*entries, HEAD})
+    head = tensors.pop(HEAD, None) if settings.tied_embeddings else None
+    weights = {ours: part for name, entry in entries.items() for ours, part in entry.to_ours(tensors.pop(name)).items()}
+    if head is not None and not torch.equal(head, weights["embedding.weight"]):
+        raise UsageError(
+            f"model.tied_embeddings = true, but the weights in {folder} have a head that is not the embedding",
+            "set model.tied_embeddings=false",
+        )
     return weights
 
 
@@ -113,7 +116,17 @@ def _opened(path: Path) -> Any:
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
     """Each tensor's shape, by the name that the file has for it."""
     with _opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+
+
+def _read(files: Sequence[Path], names: Names, wanted: Set[str]) -> dict[str, Tensor]:
+    """The wanted tensors, by full name."""
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        with _opened(path) as file:
+            held = {names.full(name): name for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            tensors |= {full: file.get_tensor(held[full]) for full in held.keys() & wanted}
+    return tensors
 
 
 def _check(folder: Path, entries: Mapping[str, Entry], held: Mapping[str, tuple[int, ...]]) -> None:

@@ -74,27 +74,24 @@ class Names:
 
     def entries(self, settings: ModelSettings) -> dict[str, Entry]:
         """Every tensor of a model, by its full name."""
-        modules: list[tuple[str, tuple[str, ...], bool]] = [
-            (self.prefix + theirs, (ours,), False) for theirs, ours in self.top.items()
-        ]
-        for i in range(settings.n_layers):
-            modules += [
-                (
-                    self.prefix + self.block.format(i) + theirs,
-                    tuple(f"blocks.{i}.{module}" for module in ours),
-                    self.transposed,
-                )
-                for theirs, ours in self.in_block.items()
-            ]
-        modules.append((HEAD.removesuffix(".weight"), ("head",), False))
         shapes = parameter_shapes(settings)
         made = (
             _entry(f"{theirs}.{kind}", tuple(f"{name}.{kind}" for name in ours), transposed, shapes)
-            for theirs, ours, transposed in modules
+            for theirs, ours, transposed in self._modules(settings.n_layers)
             for kind in ("weight", "bias")
             if f"{ours[0]}.{kind}" in shapes
         )
         return {entry.theirs: entry for entry in made}
+
+    def _modules(self, n_layers: int) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+        """Their module, ours, and whether its matrix is transposed; also those that a model may lack."""
+        for theirs, ours in self.top.items():
+            yield self.prefix + theirs, (ours,), False
+        for i in range(n_layers):
+            for theirs, names in self.in_block.items():
+                theirs = self.prefix + self.block.format(i) + theirs
+                yield theirs, tuple(f"blocks.{i}.{name}" for name in names), self.transposed
+        yield HEAD.removesuffix(".weight"), ("head",), False
 
 
 NAMES: Mapping[str, Names] = {

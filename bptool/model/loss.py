@@ -55,9 +55,10 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> 
 def chunk_tokens(n_tokens: int, vocab_size: int, d_model: int) -> int:
     """Tokens in a chunk: a large chunk is fast, a small one is small.
 
-    Each chunk reads the whole weight twice, and its gradient once, which costs as much as the arithmetic of some hundred
-    tokens. So a chunk has an eighth of the tokens, and no more than d_model of them (its logits are then as large as the
-    weight's gradient, which is there anyway), but as many as 64 MiB of float32 logits hold: finer cuts save little.
+    Each chunk reads the whole weight twice and its gradient once, which costs as much as the arithmetic of some
+    hundred tokens. So a chunk has an eighth of the tokens, and no more than d_model of them (its logits are then as
+    large as the weight's gradient, which is there anyway), but as many as 64 MiB of float32 logits hold: finer cuts
+    save little.
     """
     worth_cutting = _SMALL_CHUNK_BYTES // (4 * vocab_size)
     most = max(1, worth_cutting, min(-(-n_tokens // 8), d_model))
@@ -154,7 +155,7 @@ def _losses_and_slopes(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, T
 def _add_product(total_VD: Tensor, slope_CV: Tensor, x_CD: Tensor) -> None:
     """`total += slope^T x`; a low-precision product is made a few rows at a time, as it needs a place of its own."""
     if total_VD.dtype == x_CD.dtype:
-        total_VD.addmm_(slope_CV.mT, x_CD)
+        torch.addmm(total_VD, slope_CV.mT, x_CD, out=total_VD)  # torch's FLOP counter does not know `addmm_`
         return
     for total_RD, slope_CR in zip(total_VD.split(_PRODUCT_ROWS), slope_CV.split(_PRODUCT_ROWS, dim=1), strict=True):
         total_RD += slope_CR.mT @ x_CD

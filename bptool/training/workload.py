@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor  # no public name tells a fake tensor from a real one
 
 from bptool.config.schema import Config
 from bptool.data.batches import Batch as TokenBatch
@@ -64,7 +65,8 @@ def transformer_workload(config: Config) -> Workload:
             seed=derive_seed(config.run.seed, "weights"),
             dtype=torch.get_default_dtype(),
         )
-        if settings.weights and not transformer.embedding.weight.is_meta:
+        weight = transformer.embedding.weight
+        if settings.weights and not (weight.is_meta or isinstance(weight, FakeTensor)):
             transformer.load_state_dict(load_weights(Path(settings.weights), settings))
         return transformer
 

@@ -87,19 +87,12 @@ def test_attention_is_the_one_written_out(attend: Attend, n_kv_heads: int) -> No
 
 @pytest.mark.parametrize("n_kv_heads", [2, 4])
 def test_fused_and_eager_attention_have_equal_gradients(n_kv_heads: int) -> None:
-    inputs = [heads(n).requires_grad_() for n in (4, n_kv_heads, n_kv_heads)]
+    q, k, v = inputs = [heads(n).requires_grad_() for n in (4, n_kv_heads, n_kv_heads)]
     slope = heads(4)
-    fused = torch.autograd.grad(fused_attention(*inputs, 0.0), inputs, slope)
-    eager = torch.autograd.grad(eager_attention(*inputs, 0.0), inputs, slope)
+    fused = torch.autograd.grad(fused_attention(q, k, v, 0.0), inputs, slope)
+    eager = torch.autograd.grad(eager_attention(q, k, v, 0.0), inputs, slope)
     for one, other in zip(fused, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-
-
-def test_eager_softmax_is_taken_in_float32() -> None:
-    """1000 equal bfloat16 weights of 1/1000: summed in bfloat16 they would stop growing at 1/4."""
-    q = torch.zeros(1, 1, 1000, 8, dtype=torch.bfloat16)
-    v = torch.ones(1, 1, 1000, 8, dtype=torch.bfloat16)
-    assert (eager_attention(q, q, v, 0.0) - 1).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("attend", [fused_attention, eager_attention])
@@ -119,7 +112,7 @@ def test_qk_norm_makes_the_scale_of_queries_and_keys_immaterial() -> None:
     with torch.no_grad():
         attention.query.weight.mul_(7)
         attention.key.weight.mul_(0.3)
-    torch.testing.assert_close(attention(x, angles), before, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(attention(x, angles), before, rtol=1e-6, atol=1e-9)
     assert attention.query_norm is not None
     with torch.no_grad():
         attention.query_norm.weight.mul_(3)
@@ -129,7 +122,12 @@ def test_qk_norm_makes_the_scale_of_queries_and_keys_immaterial() -> None:
 def test_qk_norm_and_rotation_leave_the_kernels_dtype_alone() -> None:
     attention = Attention(ModelSettings(d_model=16, n_heads=4, qk_norm=True))
     seen: list[torch.dtype] = []
-    attention.attend = lambda q, k, v, dropout: (seen.extend((q.dtype, k.dtype, v.dtype)), v)[1]
+
+    def watched(q_BHTQ: Tensor, k_BKSQ: Tensor, v_BKSQ: Tensor, dropout: float) -> Tensor:
+        seen.extend((q_BHTQ.dtype, k_BKSQ.dtype, v_BKSQ.dtype))
+        return v_BKSQ
+
+    attention.attend = watched
     with torch.autocast("cpu", torch.bfloat16):
         attention(torch.randn(1, 5, 16), rotation(5, 4, ModelSettings().rope, torch.device("cpu")))
     assert set(seen) == {torch.bfloat16}

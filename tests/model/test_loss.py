@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bptool.model import loss
 from bptool.model.loss import IGNORED, chunk_tokens, linear_cross_entropy, plain_cross_entropy
@@ -101,13 +103,45 @@ def test_autocast_sums_in_float32_and_returns_the_parameters_dtype(
         assert (found - exact).norm() < 5e-3 * exact.norm()
 
 
+class Casts(TorchDispatchMode):
+    """Shapes of what is cast, and the formats that matmuls are done in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shapes: list[tuple[int, ...]] = []
+        self.matmuls: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            self.shapes.append(tuple(out.shape))
+        if func is torch.ops.aten.mm.default:
+            self.matmuls.add(out.dtype)
+        return out
+
+
+def test_autocast_casts_each_operand_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "chunk_tokens", lambda *_: 2)
+    x, weight, targets = operands(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+        linear_cross_entropy(x, weight, targets)
+    assert casts.shapes.count((11, 5)) == 1
+    assert casts.shapes.count((8, 5)) == 1
+    assert casts.shapes.count((2, 5)) == 0
+    assert casts.matmuls == {torch.bfloat16}
+
+
+@both
 def test_bfloat16_weights_get_bfloat16_gradients_that_were_summed_in_float32(
-    monkeypatch: pytest.MonkeyPatch,
+    cross_entropy: Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss, "chunk_tokens", lambda *_: 4)
     x, weight, targets = operands(n=512, vocab=7, dtype=torch.bfloat16)
-    linear_cross_entropy(x, weight, targets).backward()
-    _, x_grad, weight_grad = by_definition(x, weight, targets)
+    value = cross_entropy(x, weight, targets)
+    value.backward()
+    wanted, x_grad, weight_grad = by_definition(x, weight, targets)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(wanted.item(), rel=2e-3)
     for found, exact in zip(grads(x, weight), (x_grad, weight_grad), strict=True):
         assert found.dtype == torch.bfloat16
         assert (found - exact).norm() < 6e-3 * exact.norm()
@@ -173,17 +207,19 @@ ALL_LOGITS = 4 * N * VOCAB
 
 def peak_bytes(cross_entropy: Loss, *, dtype: torch.dtype = torch.float32, grad: bool = True) -> int:
     """The most that was allocated at once, by the allocator's own events, over forward and backward."""
-    x = torch.zeros(N, WIDTH, dtype=dtype, requires_grad=grad)
-    weight = torch.zeros(VOCAB, WIDTH, dtype=dtype, requires_grad=grad)
+    x = torch.zeros(N, WIDTH, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(VOCAB, WIDTH, dtype=dtype, requires_grad=True)
     targets = torch.zeros(N, dtype=torch.int64)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    with profiler, torch.set_grad_enabled(grad):
         value = cross_entropy(x, weight, targets)
         if grad:
             value.backward()
     assert profiler.profiler is not None
     assert profiler.profiler.kineto_results is not None
+    events: list[Any] = profiler.profiler.kineto_results.events()
     held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
+    for event in events:
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
