@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 # Dense matrix rates in FLOP/s for bf16 (fp16 alike) and tf32 on the tensor cores, and fp32 outside them, as NVIDIA's
-# data sheets state them without sparsity. The key is a part of `torch.cuda.get_device_name()`, the longest match wins.
+# data sheets state them without sparsity. The key is whole words of `torch.cuda.get_device_name()`, the longest match
+# wins; a word of `_VARIANTS` that the key does not hold makes it another product (or a slice of one).
 _GPU_PEAKS: dict[str, dict[str, float]] = {
     "B200": {"bf16": 2250e12, "tf32": 1125e12, "fp32": 75e12},
+    "H200 NVL": {"bf16": 835.5e12, "tf32": 417.5e12, "fp32": 60e12},
     "H200": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
     "H100 PCIe": {"bf16": 756e12, "tf32": 378e12, "fp32": 51.2e12},
     "H100 NVL": {"bf16": 835e12, "tf32": 417.5e12, "fp32": 60e12},
@@ -37,6 +40,8 @@ _GPU_PEAKS: dict[str, dict[str, float]] = {
     "RTX 4090": {"bf16": 165.2e12, "tf32": 82.6e12, "fp32": 82.6e12},
     "RTX 3090": {"bf16": 71e12, "tf32": 35.6e12, "fp32": 35.6e12},
 }
+_VARIANTS = {"NVL", "Laptop", "Max-Q", "Ti", "D", "SUPER", "MIG"}
+_MEMINFO, _CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _RATE_OF_MODE = {"fp32": "fp32", "tf32": "tf32", "bf16-mixed": "bf16", "bf16": "bf16", "fp16-mixed": "bf16"}
 
 
@@ -67,9 +72,11 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise DeviceError(f"training.device = '{name}' is no device's name", "use auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
         raise DeviceError(f"training.device = '{name}' is not supported", "use auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    count = torch.cuda.device_count()
     if (device.index or 0) >= count:
         there = f"{count} CUDA device(s)" if count else "no CUDA device"
         raise DeviceError(f"training.device = '{name}', but this machine has {there}", "use training.device=cpu")
@@ -88,7 +95,8 @@ def peak_rate(device: torch.device, mode: str) -> PeakRate:
     import torch
 
     name = torch.cuda.get_device_name(device)
-    matches = [key for key in _GPU_PEAKS if key in name]
+    other_product = _VARIANTS & set(name.split())
+    matches = [key for key in _GPU_PEAKS if re.search(rf"\b{key}\b", name) and other_product <= set(key.split())]
     if not matches:
         return PeakRate(None, f"no peak is known for '{name}'")
     return PeakRate(_GPU_PEAKS[max(matches, key=len)][_RATE_OF_MODE[mode]], f"{name} data sheet, dense")
@@ -146,7 +154,7 @@ def tune_cpu_allocator() -> None:
 
 def _meminfo_available() -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = _MEMINFO.read_text().splitlines()
     except OSError:
         page_size, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
         return page_size * pages
@@ -155,10 +163,13 @@ def _meminfo_available() -> int | None:
 
 
 def _control_group_left() -> int | None:
-    """Limit less usage of this process's cgroup (v2); None where there is no limit."""
-    folder = Path("/sys/fs/cgroup")
+    """Limit less usage of this process's cgroup (v2); None where there is no limit.
+
+    Usage counts the files that the kernel keeps in memory as long as nobody needs it; those are not in the way.
+    """
     try:
-        limit, used = (folder / "memory.max").read_text().strip(), (folder / "memory.current").read_text()
+        limit, used, stat = ((_CONTROL_GROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
     except OSError:
         return None
-    return None if limit == "max" else int(limit) - int(used)
+    cached = dict(line.split() for line in stat.splitlines()).get("inactive_file", 0)
+    return None if limit.strip() == "max" else int(limit) - int(used) + int(cached)

@@ -12,8 +12,10 @@ from bptool.analysis.result import Result
 from bptool.analysis.sample import load_run_model, read_tokenizer
 from bptool.config.huggingface import huggingface_config
 from bptool.errors import StorageError, UsageError
-from bptool.interop.huggingface import save_weights
-from bptool.training.run_folder import TOKENIZER, read_run_config
+from bptool.interop.huggingface import WEIGHTS, save_weights
+from bptool.training.run_folder import CONFIG, TOKENIZER, read_run_config
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class ExportResult(Result):
@@ -22,6 +24,7 @@ class ExportResult(Result):
     Attributes:
         family: the Hugging Face `model_type` that it became.
         step: optimizer steps that the model was trained for.
+        files: names of what was written.
     """
 
     command: ClassVar[str] = "export"
@@ -47,23 +50,24 @@ def export_run(run: Path, folder: Path, *, force: bool, note: Callable[[str], No
             f"{folder} exists and is not an empty folder", "choose another one, or overwrite it with --force"
         )
     model, step = load_run_model(run, config, note)
+    files = [CONFIG, WEIGHTS]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(model.state_dict(), config.model, folder)
         if (run / TOKENIZER).is_file():
-            _write_tokenizer(run, folder)
+            files += _write_tokenizer(run, folder)
         else:
             note("the run has no tokenizer, so the folder has none")
     except OSError as error:
         raise StorageError(f"{folder} could not be written: {error.strerror}") from error
-    files = sorted(path.name for path in folder.iterdir())
     return ExportResult(run=str(run), step=step, folder=str(folder), family=family, files=files)
 
 
-def _write_tokenizer(run: Path, folder: Path) -> None:
-    """tokenizer.json, and the file by which `transformers` knows to read it as it is."""
+def _write_tokenizer(run: Path, folder: Path) -> list[str]:
+    """tokenizer.json, and the file by which `transformers` knows to read it as it is; returns their names."""
     shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if read_tokenizer(run).end_of_text is not None:
         settings["eos_token"] = "<|endoftext|>"
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    (folder / _TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=1) + "\n")
+    return [TOKENIZER, _TOKENIZER_CONFIG]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch._subclasses.fake_tensor import (
-    FakeTensorMode,
-)  # documented for shape propagation; no public path yet
+from torch._subclasses.fake_tensor import FakeTensorMode  # documented for shape propagation; no public path yet
 from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
 
 from bptool.config.overrides import override
@@ -16,13 +14,14 @@ from bptool.config.schema import Config
 from bptool.errors import OutOfMemory
 from bptool.instruments.memory_ledger import MemoryLedger
 from bptool.instruments.peak_memory import unique_storage_bytes
-from bptool.training.assembly import build_step
+from bptool.training.assembly import build_model, build_step
 from bptool.training.instrument import Announcer
+from bptool.training.precision import Precision
 from bptool.training.step import TrainStep
-from bptool.training.workload import Workload, transformer_workload
+from bptool.training.workload import Workload, one, transformer_workload
 from bptool.units import format_bytes
 
-# Parameter-sized tensors that an update rule keeps; Adafactor's are rows and columns, Muon's AdamW part is small.
+# Parameter-sized tensors that an update rule keeps, at least: Adafactor's are rows and columns, Muon's AdamW has more.
 _STATE_TENSORS = {"gradient-descent": 0, "sgd": 1, "adam": 2, "adamw": 2, "muon": 1, "adafactor": 0}
 
 
@@ -45,9 +44,9 @@ def predict_peak(config: Config, workload: Workload) -> PeakPrediction:
     Nothing is allocated and nothing is compiled. Buffers that a kernel allocates and frees inside one operation are not
     seen.
     """
-    eager = override(config, {"training.compile": False})
+    countable = replace(workload, weight=one)  # how much a batch counts would be read from its values
     with FakeTensorMode(), MemoryLedger() as ledger:
-        step = build_step(eager, workload, torch.device("cpu"), Announcer([ledger]))
+        step = build_step(_eager_on_cpu(config), countable, torch.device("cpu"), Announcer([ledger]))
         count = config.training.gradient_accumulation_steps
         _run_step(step, 0, count=1)  # makes the optimizer's state
         batch_bytes = _run_step(step, 1, count=min(count, 2))
@@ -67,10 +66,19 @@ def _run_step(step: TrainStep, number: int, *, count: int) -> int:
         return unique_storage_bytes(leaf for leaf in tree_leaves(micro_batches[0]) if isinstance(leaf, torch.Tensor))
 
 
-def state_bytes(config: Config, parameters_count: int) -> int:
-    """Least that a step must hold: weights, gradients and optimizer state, all in the parameters' format."""
-    bytes_each = 2 if config.precision.mode == "bf16" else 4
-    return bytes_each * parameters_count * (2 + _STATE_TENSORS[config.optimizer.name])
+def state_bytes(config: Config, workload: Workload) -> int:
+    """Least that a step must hold: weights, and of those that are trained the gradients and the optimizer's state."""
+    optimizer, precision = config.optimizer, _eager_on_cpu(config).precision
+    states = 0 if optimizer.name == "sgd" and optimizer.momentum == 0 else _STATE_TENSORS[optimizer.name]
+    dtype = Precision(precision, torch.device("cpu")).parameter_dtype
+    parameters = build_model(workload, torch.device("meta"), dtype).parameters()
+    return sum(p.nbytes * (2 + states if p.requires_grad else 1) for p in parameters)
+
+
+def _eager_on_cpu(config: Config) -> Config:
+    """The same step without what needs a compiler or a GPU and changes no tensor's size."""
+    mode = config.precision.mode.replace("tf32", "fp32")
+    return override(config, {"training.compile": False, "precision.mode": mode})
 
 
 def check_fit(config: Config, workload: Workload, available_bytes: int) -> PeakPrediction:
@@ -81,14 +89,12 @@ def check_fit(config: Config, workload: Workload, available_bytes: int) -> PeakP
     Raises:
         OutOfMemory: with the prediction, what is there, and the overrides that would fit.
     """
-    with torch.device("meta"):
-        parameters_count = sum(p.numel() for p in workload.model().parameters())
-    least = state_bytes(config, parameters_count)
+    least = state_bytes(config, workload)
     if least > available_bytes:
         raise OutOfMemory(
             f"weights, gradients and optimizer state alone need {format_bytes(least)};"
             f" {format_bytes(available_bytes)} are available",
-            _lighter_states(config, parameters_count, available_bytes),
+            _lighter_states(config, workload, available_bytes),
         )
     prediction = predict_peak(config, workload)
     if prediction.peak_bytes > available_bytes:
@@ -99,15 +105,21 @@ def check_fit(config: Config, workload: Workload, available_bytes: int) -> PeakP
 def out_of_memory(config: Config, prediction: PeakPrediction | None, available_bytes: int) -> OutOfMemory:
     """The error of a run that does not fit, naming the overrides that would."""
     predicted = format_bytes(prediction.peak_bytes) if prediction else "unknown"
-    fitting = list(_fitting(config, available_bytes)) if not config.run.workload else []
-    remedy = "\n".join(["these would fit:", *fitting]) if fitting else "no smaller batch fits; choose a smaller model"
     return OutOfMemory(
-        f"a step's peak is predicted as {predicted}; {format_bytes(available_bytes)} are available", remedy
+        f"a step's peak is predicted as {predicted}; {format_bytes(available_bytes)} are available",
+        _lighter_step(config, available_bytes),
     )
 
 
+def _lighter_step(config: Config, available_bytes: int) -> str:
+    if config.run.workload:
+        return f"make the batches of {config.run.workload} smaller, or try activation_checkpoint.policy=full"
+    fitting = list(_fitting(config, available_bytes))
+    return "\n".join(["these would fit:", *fitting]) if fitting else "no smaller batch fits; choose a smaller model"
+
+
 def _fitting(config: Config, available_bytes: int) -> Iterator[str]:
-    """The settings nearest to the asked ones that fit, each with its predicted peak: same batch, same result."""
+    """The settings nearest to the asked ones that fit, with their predicted peak; a step's tokens stay the same."""
     tried: dict[str, object] = {}
     for change in _savings(config):
         tried |= change
@@ -134,13 +146,13 @@ def _savings(config: Config) -> Iterator[dict[str, object]]:
         yield {"optimizer.name": "adafactor"}
 
 
-def _lighter_states(config: Config, parameters_count: int, available_bytes: int) -> str:
+def _lighter_states(config: Config, workload: Workload, available_bytes: int) -> str:
     for change in (
         {"optimizer.name": "adafactor"},
         {"precision.mode": "bf16"},
         {"precision.mode": "bf16", "optimizer.name": "adafactor"},
     ):
-        least = state_bytes(override(config, change), parameters_count)
+        least = state_bytes(override(config, change), workload)
         if least <= available_bytes:
             pairs = " ".join(f"{key}={value}" for key, value in change.items())
             return f"{pairs} would need {format_bytes(least)} for them, and activations besides"

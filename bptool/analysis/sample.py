@@ -47,8 +47,8 @@ def sample_run(run: Path, changes: Mapping[str, object], *, seed: int, note: Cal
         ResumeError: there is no run. CheckpointError: it has no valid checkpoint. DataError: it has no tokenizer.
     """
     config = override(read_run_config(run), changes)
-    tokenizer = read_tokenizer(run)
     model, step = load_run_model(run, config, note)
+    tokenizer = read_tokenizer(run)
     text = write_text(model, tokenizer, config, seed=seed)
     return SampleResult(run=str(run), step=step, seed=seed, prompt=config.evaluation.prompt, text=text)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +16,7 @@ from bptool import __version__
 from bptool.analysis.memory import PeakPrediction, check_fit, out_of_memory
 from bptool.analysis.result import Result
 from bptool.config.schema import Config
-from bptool.errors import BptoolError, ResumeError
+from bptool.errors import BptoolError, OutOfMemory, ResumeError
 from bptool.hardware import available_memory_bytes, peak_rate, resolve_device, tune_cpu_allocator
 from bptool.instruments.first_nonfinite import FirstNonFinite
 from bptool.instruments.gradient_histograms import GradientHistograms
@@ -29,39 +31,58 @@ from bptool.training.interruption import StopRequest
 from bptool.training.loop import Listener, LoopHooks, LoopOutcome, TrainingLoop
 from bptool.training.material import Material, open_material
 from bptool.training.opening import OpenedRun
-from bptool.training.run_folder import RESULT
+from bptool.training.run_folder import RESULT, resume_command
 from bptool.training.seeds import seed_step
 from bptool.training.step import StepOutcome, TrainStep
+from bptool.training.user_code import describe
 from bptool.training.workload import Batch
 from bptool.units import gib
 
 
-class TrainResult(Result):
-    """What a run came to.
+class TrainPlan(Result):
+    """What is known of a run before this sitting's first step.
 
     Attributes:
-        status: `finished`, or `interrupted` (by Ctrl-C or SIGTERM; the run can be resumed).
+        workload: the user's own model, as the TARGET named it; None for the built-in transformer.
+        data: what it learns from, in words.
+        unit: what losses are per and throughput counts, such as tokens.
         first_step: optimizer steps that were done before this sitting.
-        train_loss, val_loss: of the last step and the last evaluation, nats per token for the built-in workload.
-        unigram_entropy: the loss of a model that knows only how often each token occurs; None without a corpus.
-        duration_s: of this sitting's loop.
-        tokens_per_s: median over this sitting's steps; evaluation and checkpoints are left out.
-        mfu: model FLOPs per second (6N + 12 L H Q T per token) over `peak_flops_per_s`; None where either is unknown.
-        backward_over_forward: median over the steps, in time, recomputation left out.
-        predicted_peak_bytes, measured_peak_bytes: of a steady step; None where it could not be had.
+        predicted_peak_bytes: of a steady step; None where it could not be predicted.
     """
 
     command: ClassVar[str] = "train"
 
     run: str
-    status: str
+    workload: str | None
     device: str
     data: str
     unit: str
     parameters_count: int
     first_step: int
-    steps: int
     total_steps: int
+    predicted_peak_bytes: int | None
+
+
+class TrainResult(TrainPlan):
+    """What a run came to.
+
+    Attributes:
+        status: `finished`, or `interrupted` (by Ctrl-C or SIGTERM; the run can be resumed).
+        steps: optimizer steps done, those of earlier sittings included.
+        train_loss, val_loss: of the last step and the last evaluation, nats per token for the built-in workload; NaN
+            (null in JSON) where this sitting had none.
+        unigram_entropy: the loss of a model that knows only how often each token occurs; None without a corpus.
+        duration_s: of this sitting's loop.
+        tokens_per_s: of whatever `unit` is; the median over this sitting's steps, without evaluation and checkpoints.
+        mfu: model FLOPs per second (6N + 12 L H Q T per token) over `peak_flops_per_s`; None where either is unknown.
+        backward_over_forward: median over the steps, in time, recomputation left out.
+        measured_peak_bytes: of a steady step; None where the sitting was too short to have one.
+        sample: the last text that the model wrote; None where it wrote none.
+        checkpoint: the last one's folder; None where this sitting wrote none.
+    """
+
+    status: str
+    steps: int
     train_loss: float
     val_loss: float
     unigram_entropy: float | None
@@ -72,7 +93,6 @@ class TrainResult(Result):
     peak_flops_per_s: float | None
     peak_flops_source: str
     backward_over_forward: float
-    predicted_peak_bytes: int | None
     measured_peak_bytes: int | None
     sample: str | None
     checkpoint: str | None
@@ -101,20 +121,33 @@ class Trainer:
         self._material: Material = open_material(
             config, self._device, code=opened.code, tokenizer_file=opened.folder.tokenizer
         )
+        self._available_bytes = available_memory_bytes(self._device)
         self._prediction = self._predict()
         self._timer = PhaseTimer(self._device)
         self._announcer = Announcer([self._timer])
-        self._step: TrainStep = build_step(config, self._material.workload, self._device, self._announcer)
         self._checkpoints = CheckpointFolder(opened.folder.checkpoints, keep=config.checkpoint.keep, warn=note)
-        self.first_step = self._take_over() if opened.resumed else 0
+        with self._memory_errors():
+            self._step: TrainStep = build_step(config, self._material.workload, self._device, self._announcer)
+            self.first_step = self._take_over() if opened.resumed else 0
+        opened.keep_config()
         self._watch_memory()
         rate = peak_rate(self._device, config.precision.mode)
         self._speed = SpeedGauge(self._timer, rate, self._material.flops_per_unit)
 
     @property
-    def unit(self) -> str:
-        """What throughput counts, such as tokens."""
-        return self._material.workload.unit
+    def plan(self) -> TrainPlan:
+        """What is known by now."""
+        return TrainPlan(
+            run=str(self._opened.folder.path),
+            workload=self.config.run.workload or None,
+            device=str(self._device),
+            data=self._material.description,
+            unit=self._material.workload.unit,
+            parameters_count=sum(p.numel() for p in self._step.model.parameters()),
+            first_step=self.first_step,
+            total_steps=self.config.training.steps,
+            predicted_peak_bytes=self._prediction.peak_bytes if self._prediction else None,
+        )
 
     def write_gradient_histograms(self, write: Callable[[str, torch.Tensor, int], None]) -> None:
         """Have gradients handed to `write(name, gradient, step)` as often as the config asks for them."""
@@ -139,26 +172,34 @@ class Trainer:
         )
         loop = TrainingLoop(self.config, self._step, self._material.source, hooks, listeners)
         start = time.perf_counter()
-        with StopRequest() as stop:
-            try:
-                outcome = loop.run(self.first_step, stop)
-            except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                available = available_memory_bytes(self._device)
-                raise out_of_memory(self.config, self._prediction, available) from error
+        with StopRequest() as stop, self._memory_errors():
+            outcome = loop.run(self.first_step, stop)
         result = self._result(outcome, time.perf_counter() - start)
         self._opened.folder.write(RESULT, result.document())
         return result
 
     def _predict(self) -> PeakPrediction | None:
+        # Told below, in a line; PyTorch would also log a traceback.
+        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
         try:
-            return check_fit(self.config, self._material.workload, available_memory_bytes(self._device))
+            return check_fit(self.config, self._material.workload, self._available_bytes)
         except BptoolError:
             raise
         except Exception as error:  # a user's model may do what fake tensors cannot; the run itself may still work
-            self._note(f"memory is not predicted: this model does not run on fake tensors ({error})")
+            self._note(f"memory is not predicted, as this model does not run on fake tensors: {describe(error)}")
             return None
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Memory that runs out after all, in the words of our errors."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            lack = out_of_memory(self.config, self._prediction, self._available_bytes)
+            reason = str(error).strip().splitlines()[0] if str(error) else "no more of it"
+            raise OutOfMemory(f"memory ran out ({reason}); {lack.message}", lack.remedy) from error
 
     def _take_over(self) -> int:
         """Restore the newest checkpoint; returns its step, or 0 where the run was killed before its first one."""
@@ -173,9 +214,10 @@ class Trainer:
                 f"restore it, or name it on the command line: data.source={self.config.data.source}",
             )
         if checkpoint.step >= self.config.training.steps:
+            command = resume_command(self._opened.folder.path, self.config.run.workload)
             raise ResumeError(
                 f"the run has done all its {checkpoint.step} steps",
-                f"ask for more: training.steps={2 * checkpoint.step}",
+                f"ask for more: {command} training.steps={2 * checkpoint.step}",
             )
         restore(self._step, checkpoint)
         return checkpoint.step
@@ -222,15 +264,9 @@ class Trainer:
         speed, material = self._speed, self._material
         rate = _median(speed.units_per_s)
         return TrainResult(
-            run=str(self._opened.folder.path),
+            **self.plan.model_dump(),
             status="interrupted" if outcome.interrupted_by else "finished",
-            device=str(self._device),
-            data=material.description,
-            unit=self.unit,
-            parameters_count=sum(p.numel() for p in self._step.model.parameters()),
-            first_step=self.first_step,
             steps=outcome.steps_done,
-            total_steps=self.config.training.steps,
             train_loss=outcome.train_loss,
             val_loss=outcome.val_loss,
             unigram_entropy=material.unigram_entropy,
@@ -241,7 +277,6 @@ class Trainer:
             peak_flops_per_s=speed.peak.flops_per_s,
             peak_flops_source=speed.peak.source,
             backward_over_forward=_median(speed.backward_over_forward),
-            predicted_peak_bytes=self._prediction.peak_bytes if self._prediction else None,
             measured_peak_bytes=self._peak.peak_bytes,
             sample=outcome.sample,
             checkpoint=str(outcome.checkpoint) if outcome.checkpoint else None,

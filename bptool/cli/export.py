@@ -10,7 +10,9 @@ import typer
 from bptool.cli.guard import guarded, note
 from bptool.cli.words import Debug, Json
 
-_EXAMPLE = "Example: bptool export runs/tiny exported/tiny"
+_EXAMPLE = """\b
+Example:
+  bptool export tiny exported/tiny"""
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +28,7 @@ def export(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run's newest model as a folder that `transformers` loads (GPT-2 or Llama)."""
+    """Write a run's newest model for transformers: GPT-2 or Llama."""
     from bptool.analysis.export import export_run
     from bptool.config.schema import RunSettings
     from bptool.report.export import render

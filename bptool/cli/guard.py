@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import typer
 
-from bptool.errors import EXIT_DEFECT, EXIT_INTERRUPTED, BptoolError
+from bptool.errors import EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_OK, BptoolError, EnvironmentFailure
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,8 +30,9 @@ def guarded(command: Command) -> Command:
             say("interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output left; there is nobody to tell
-            raise typer.Exit(0) from None
+            # The reader of our output has seen enough. Python would fail once more when it flushes stdout at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_OK) from None
         except BaseException as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
@@ -39,8 +42,9 @@ def guarded(command: Command) -> Command:
 
 
 def say(words: str) -> None:
-    """Words about the data, for the person at the terminal."""
-    typer.echo(words, err=True)
+    """Words about the data, for the person at the terminal, if there still is one."""
+    with suppress(BrokenPipeError):
+        typer.echo(words, err=True)
 
 
 def note(message: str) -> None:
@@ -55,6 +59,9 @@ def _explain(error: BaseException) -> int:
         if error.remedy:
             say("\n".join(f"  {line}" for line in error.remedy.splitlines()))
         return error.exit_code
+    if isinstance(error, OSError | MemoryError):  # where nobody could say more about it
+        say(f"error: the machine said no: {error or type(error).__name__}")
+        return EnvironmentFailure.exit_code
     say(f"error: bptool failed in a way it should not: {type(error).__name__}: {error}")
     say("  this is a defect of bptool; the same command with --debug shows where")
     return EXIT_DEFECT

@@ -10,8 +10,11 @@ from bptool.cli import export, sample, train
 app = typer.Typer(
     name="bptool",
     help="See, predict, check and choose what backpropagation costs when you train a transformer.",
-    epilog="A first run, learning Python from its own standard library: bptool train",
+    epilog="""\b
+Example, a first run that learns Python from its own standard library:
+  bptool train""",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain: examples stay on their line, ready to paste
     pretty_exceptions_enable=False,
 )
 for command in (train, sample, export):
@@ -31,8 +34,3 @@ def _options(
     ),
 ) -> None:
     """The options that come before a command."""
-
-
-def main() -> None:
-    """The console script."""
-    app()

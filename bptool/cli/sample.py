@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -9,7 +10,10 @@ import typer
 from bptool.cli.guard import guarded, note
 from bptool.cli.words import Debug, Json
 
-_EXAMPLE = 'Example: bptool sample runs/tiny --prompt "class Tokenizer" --tokens 300 --temperature 0.7'
+_EXAMPLE = """\b
+Examples:
+  bptool sample tiny
+  bptool sample runs/tiny --prompt "class Tokenizer" --tokens 300"""
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +40,7 @@ def sample(
     """Continue a prompt with a run's newest model. The run may still be training."""
     from bptool.analysis.sample import sample_run
     from bptool.config.schema import RunSettings
+    from bptool.report.text import visible
     from bptool.training.run_folder import find_run
 
     given = {
@@ -47,4 +52,5 @@ def sample(
     }
     changes = {key: value for key, value in given.items() if value is not None}
     result = sample_run(find_run(run, RunSettings().directory), changes, seed=seed, note=note)
-    typer.echo(result.json_text() if json else result.text)
+    text = visible(result.text) if sys.stdout.isatty() else result.text
+    typer.echo(result.json_text() if json else text)

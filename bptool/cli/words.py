@@ -10,13 +10,33 @@ import typer
 
 from bptool.errors import UsageError
 
+
+def _show_keys(asked: bool) -> None:
+    if not asked:
+        return
+    from bptool.config.keys import all_keys, dotted, shown
+    from bptool.config.schema import Config
+
+    defaults = dotted(Config())
+    for key, text in all_keys().items():
+        typer.echo(f"{key} = {shown(defaults[key])}\n    {' '.join(text.split())}")
+    raise typer.Exit
+
+
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[TARGET] [KEY=VALUE ...]",
-        help="What to work on (a preset, a TOML file, a Hugging Face config.json or its folder, FILE.py:NAME; none is"
-        " the preset tiny) and settings on top of it, such as optimizer.lr=3e-4.",
+        metavar="TARGET|KEY=VALUE",
+        help="TARGET is what to work on: a preset (tiny if none is given), a TOML file, a run's folder, a Hugging Face"
+        " config.json or the folder that holds one, or FILE.py:NAME. KEY=VALUE sets a key of the config on top of it:"
+        " optimizer.lr=3e-4.",
         show_default=False,
+    ),
+]
+Keys = Annotated[
+    bool,
+    typer.Option(
+        "--keys", callback=_show_keys, is_eager=True, help="List the config's keys with their defaults, and leave."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")]

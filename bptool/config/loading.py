@@ -18,6 +18,9 @@ from bptool.errors import ConfigError, StorageError
 
 __all__ = ["all_keys", "dotted", "load_config", "parse_config"]
 
+# Pickles are refused when they are to be read; passed over, they would leave random weights in their place.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+
 
 def load_config(target: Target, overrides: Sequence[str]) -> Config:
     """The settings of `target` with the command line's KEY=VALUEs on top, and defaults where neither says.
@@ -89,7 +92,7 @@ def _huggingface_settings(values: dict[str, Any], file: Path, folder: Path | Non
     from bptool.config.huggingface import model_settings_from_huggingface
 
     settings: dict[str, Any] = {"model": model_settings_from_huggingface(values, str(file)).model_dump()}
-    if folder and any(folder.glob("*.safetensors")):
+    if folder and any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
         settings["model"]["weights"] = str(folder)
     if folder and (folder / "tokenizer.json").is_file():
         settings["data"] = {"tokenizer": str(folder / "tokenizer.json")}

@@ -100,7 +100,7 @@ class ModelSettings(Section):
 
     n_layers: Positive = 4
     """Number of transformer blocks."""
-    d_model: Positive = 256
+    d_model: Positive = 128
     """Width of the residual stream."""
     n_heads: Positive = 4
     """Number of query heads."""
@@ -198,7 +198,7 @@ class DataSettings(Section):
 class TrainingSettings(Section):
     """`[training]`: the step and its batch."""
 
-    steps: Positive = 600
+    steps: Positive = 1400
     """Optimizer steps of the whole run."""
     micro_batch_size: Positive = 8
     """Sequences in one forward and backward."""
@@ -222,7 +222,7 @@ class OptimizerSettings(Section):
     name: Literal["gradient-descent", "sgd", "adam", "adamw", "muon", "adafactor"] = "adamw"
     """`gradient-descent` is theta - lr * grad and nothing else; `sgd` has momentum; `muon` is for hidden matrices, and
     leaves the rest to AdamW."""
-    lr: PositiveFloat = 2e-3
+    lr: PositiveFloat = 3e-3
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.1
     """Decay of matrices; vectors (norms, biases) are never decayed. Unused by gradient-descent."""
@@ -257,7 +257,7 @@ class PrecisionSettings(Section):
     """`[precision]`: the number formats of weights and arithmetic."""
 
     mode: Literal["fp32", "tf32", "bf16-mixed", "bf16", "fp16-mixed"] = "fp32"
-    """`-mixed` keeps fp32 weights and casts per operation (autocast); `bf16` is bf16 throughout; fp16 scales the loss."""
+    """`-mixed`: fp32 weights, cast per operation (autocast; fp16 with loss scaling); `bf16`: bf16 throughout."""
 
 
 class ActivationCheckpointSettings(Section):
@@ -272,7 +272,7 @@ class ActivationCheckpointSettings(Section):
 class CheckpointSettings(Section):
     """`[checkpoint]`: what resume reads."""
 
-    every: NonNegative = 200
+    every: NonNegative = 400
     """Steps between checkpoints; 0: only at the end and when interrupted."""
     keep: Positive = 2
     """How many of the newest valid checkpoints stay."""
@@ -281,11 +281,11 @@ class CheckpointSettings(Section):
 class EvaluationSettings(Section):
     """`[evaluation]`: the held-out loss, and text sampled from the model."""
 
-    every: NonNegative = 100
+    every: NonNegative = 200
     """Steps between evaluations; 0: only at the end."""
     sequences: Positive = 64
     """Held-out sequences in one evaluation, evenly spaced; fewer where the split has fewer."""
-    sample_every: NonNegative = 200
+    sample_every: NonNegative = 400
     """Steps between samples; 0: only at the end."""
     sample_tokens: NonNegative = 200
     """Tokens in a sample; 0: none at all."""

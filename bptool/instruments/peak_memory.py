@@ -55,7 +55,7 @@ class PeakMemory(Instrument):
     def _measure_cpu(self) -> Iterator[None]:
         before = unique_storage_bytes(self._persistent())
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes notes to stderr otherwise
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
             yield
         self.peak_bytes = before + _highest_sum(_cpu_allocations(profiler))
 

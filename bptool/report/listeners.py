@@ -22,7 +22,7 @@ def run_listeners(trainer: Trainer, opened: OpenedRun) -> Iterator[list[Listener
             board = TensorBoard(opened.folder.path, opened.config, trainer.first_step)
             trainer.write_gradient_histograms(board.gradient)
             listeners.append(board)
-        listeners.append(progress_listener(trainer.unit))
+        listeners.append(progress_listener(trainer.plan.unit))
         for listener in listeners:
             stack.callback(listener.close)
         yield listeners

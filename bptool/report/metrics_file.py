@@ -7,51 +7,48 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from bptool.errors import StorageError
+from bptool.report.storage import writing
 from bptool.training.loop import Listener
 
 
 class MetricsFile(Listener):
-    """Appends a line a step and hands it to the kernel at once, so that a killed process loses none."""
+    """Appends a line a step and hands it to the kernel at once, so that a killed process loses none.
+
+    Raises:
+        StorageError: from every method, where the file cannot be written.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
         """Keep the lines of the steps up to `first_step`, which a resumed run has done; drop what came after them."""
         self._path = path
-        try:
+        with writing(path):
             _keep_until(path, first_step)
             self._file = path.open("a", buffering=1)
-        except OSError as error:
-            raise _storage_error(path, error) from error
 
     def step_done(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the step's line; a figure that is not finite is null, as JSON has no other word for it."""
         values = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
-        try:
+        with writing(self._path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:
-            raise _storage_error(self._path, error) from error
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
 def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= step]
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
+    temporary.write_bytes(b"".join(line + b"\n" for line in kept))
     temporary.replace(path)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The line's step; beyond all steps for a line that was cut short."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _storage_error(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path} could not be written: {error.strerror}", "make room, then resume the run")

@@ -17,8 +17,16 @@ from bptool.units import format_count, format_duration
 
 def progress_listener(unit: str) -> Listener:
     """What suits stderr. `unit` is what throughput counts, such as tokens."""
-    console = Console(stderr=True)
+    console = _Console(stderr=True, emoji=False)  # a sampled ":key:" is text
     return LiveProgress(console, unit) if console.is_terminal else ProgressLines(console, unit)
+
+
+class _Console(Console):
+    """One that nobody has to read."""
+
+    def on_broken_pipe(self) -> None:
+        """Whoever read left; the run goes on (rich would end the process)."""
+        self.quiet = True
 
 
 def describe(scalars: Mapping[str, float], unit: str) -> str:
@@ -72,6 +80,10 @@ class ProgressLines(Listener):
         """Show a note."""
         self._print(f"note: {message}")
 
+    def close(self) -> None:
+        """Keep a distance from the report, where both go to one place."""
+        self._print("")
+
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -119,8 +131,9 @@ class LiveProgress(Listener):
         self._print(f"note: {message}")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Leave the terminal as it was, at a distance from the report."""
         self._progress.stop()
+        self._print("")
 
     def _print(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
@@ -131,4 +144,4 @@ class _TimeLeft(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         left = task.time_remaining
-        return Text("" if left is None else f"{format_duration(left)} left")
+        return Text(f"{format_duration(left)} left" if left else "")

@@ -5,58 +5,66 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import summary as summaries
 
 from bptool.config.keys import dotted
 from bptool.config.schema import Config
+from bptool.report.event_file import EventFile
 from bptool.training.loop import Listener
+
+# TensorBoard's own: a tenth wider each, over all that a gradient may be.
+_POSITIVE_EDGES = 1e-12 * 1.1 ** np.arange(775)
+_EDGES = [*-_POSITIVE_EDGES[::-1], 0.0, *_POSITIVE_EDGES]
 
 
 class TensorBoard(Listener):
     """Writes events; the x axis is the optimizer step.
 
-    `purge_step` tells TensorBoard to forget what an earlier, killed sitting wrote beyond the step that is resumed from.
+    Args:
+        first_step: optimizer steps that are done already; what was written of later ones is forgotten.
     """
 
     def __init__(self, folder: Path, config: Config, first_step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        self._events = EventFile(folder, next_step=first_step + 1)
         self._config = config
         self._last: dict[str, float] = {}
+        self._last_step = first_step
 
     def step_done(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the step's scalars."""
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, step)
+        self._events.write(_summary(scalars), step)
         self._last.update(scalars)
+        self._last_step = step
 
     def sampled(self, step: int, text: str) -> None:
         """Write sampled text, as a block that keeps its line breaks."""
-        self._writer.add_text("sample", "\n".join(f"    {line}" for line in text.splitlines()), step)
+        block = "\n".join(f"    {line}" for line in text.split("\n"))
+        self._events.write(summaries.text("sample", block), step)
 
     def gradient(self, name: str, gradient: torch.Tensor, step: int) -> None:
         """Write one gradient's histogram; a gradient that is not finite has none."""
         if torch.isfinite(gradient).all():
-            self._writer.add_histogram(f"gradients/{name}", gradient.float(), step)
-
-    def saved(self, step: int, folder: Path) -> None:
-        """A checkpoint is the moment up to which the curves must hold."""
-        self._writer.flush()
+            values = gradient.float().cpu().numpy()
+            self._events.write(summaries.histogram(f"gradients/{name}", values, _EDGES), step)
 
     def close(self) -> None:
         """Write the hyper-parameters beside the last figures, and close.
 
         The three summaries go into the run's own events: `SummaryWriter.add_hparams` would open a second run.
         """
-        metrics = {tag: self._last[tag] for tag in ("train/loss", "val/loss") if tag in self._last}
-        writer = self._writer.file_writer
-        if metrics and writer is not None:
-            for summary in hparams(_plain(dotted(self._config)), {f"hparam/{t}": v for t, v in metrics.items()}):
-                writer.add_summary(summary)
-            for tag, value in metrics.items():
-                self._writer.add_scalar(f"hparam/{tag}", value, self._config.training.steps)
-        self._writer.close()
+        metrics = {f"hparam/{tag}": self._last[tag] for tag in ("train/loss", "val/loss") if tag in self._last}
+        if metrics:
+            for summary in summaries.hparams(_plain(dotted(self._config)), metrics):
+                self._events.write(summary, self._last_step)
+            self._events.write(_summary(metrics), self._last_step)
+        self._events.close()
+
+
+def _summary(scalars: Mapping[str, float]) -> Summary:
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
 
 
 def _plain(values: Mapping[str, object]) -> dict[str, bool | int | float | str]:

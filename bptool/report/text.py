@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def aligned(rows: Sequence[tuple[str, str]], indent: str = "  ") -> str:
@@ -11,9 +14,14 @@ def aligned(rows: Sequence[tuple[str, str]], indent: str = "  ") -> str:
     return "\n".join(f"{indent}{label:<{width}}  {value}" for label, value in rows)
 
 
+def visible(text: str) -> str:
+    r"""Control characters spelt out (`\x1b`), so that a text cannot steer a terminal; line breaks and tabs stay."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def quoted(text: str) -> str:
     """Somebody's words, marked at the margin, so that none of them is taken for ours."""
-    return "\n".join(f"  | {line}".rstrip() for line in text.splitlines())
+    return "\n".join(f"  | {line}".rstrip() for line in visible(text).split("\n"))
 
 
 def next_commands(commands: Sequence[str]) -> str:

@@ -34,9 +34,7 @@ def build_step(config: Config, workload: Workload, device: torch.device, announc
     """
     precision = Precision(config.precision, device)
     torch.manual_seed(derive_seed(config.run.seed, "weights"))
-    # Made in its dtype rather than converted to it: a conversion holds both at once, and fake tensors refuse it.
-    with torch.device(device), _default_dtype(precision.parameter_dtype):
-        model = workload.model()
+    model = build_model(workload, device, precision.parameter_dtype)
     blocks = workload.blocks(model)
     if config.training.compile:
         _compile(model, blocks, device)
@@ -56,6 +54,15 @@ def build_step(config: Config, workload: Workload, device: torch.device, announc
         clip_norm=config.training.clip_norm,
         announcer=announcer,
     )
+
+
+def build_model(workload: Workload, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The workload's model on `device` (`meta` too), its parameters in `dtype` unless it chooses another itself.
+
+    Made in its dtype rather than converted to it: a conversion holds both at once, and fake tensors refuse it.
+    """
+    with torch.device(device), _default_dtype(dtype):
+        return workload.model()
 
 
 @contextmanager

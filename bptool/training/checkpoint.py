@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ class CheckpointFolder:
                 f"checkpoint of step {checkpoint.step} could not be written to {self.folder}: {error}",
                 "earlier checkpoints are untouched; make room or fix permissions, then resume the run",
             ) from error
-        self._delete_oldest()
+        self._delete_all_but_newest(final)
         return final
 
     def newest_valid(self) -> Checkpoint | None:
@@ -97,7 +98,10 @@ class CheckpointFolder:
         for folder in reversed(self.finished()):
             problem = _problem(folder)
             if problem is None:
-                return _read(folder)
+                with suppress(FileNotFoundError):
+                    return _read(folder)
+            if not folder.exists():  # the run is training, and has let it go for a newer one
+                return self.newest_valid()
             self._warn(f"checkpoint {folder.name} is passed over: {problem}")
         return None
 
@@ -107,6 +111,11 @@ class CheckpointFolder:
         Raises:
             CheckpointError: there is none.
         """
+        if not self.finished():
+            raise CheckpointError(
+                f"no valid checkpoint in {self.folder}: none was written yet",
+                "a run writes one every checkpoint.every steps, when it is interrupted, and at its end",
+            )
         checkpoint = self.newest_valid()
         if checkpoint is None:
             raise CheckpointError(
@@ -123,14 +132,17 @@ class CheckpointFolder:
         for leftover in self.folder.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(leftover)
 
-    def _delete_oldest(self) -> None:
-        """Only the newest is known to be good here, so the others are checked before one more is let go."""
-        *older, _ = self.finished()
+    def _delete_all_but_newest(self, written: Path) -> None:
+        """Only `written` is known to be good; of a later step there can be none but such as a resume passed over."""
+        older = [folder for folder in self.finished() if folder.name < written.name]
         valid = [folder for folder in older if _problem(folder, deep=False) is None]
-        kept = valid[max(len(valid) - (self._keep - 1), 0) :]
-        for folder in older:
+        kept = [*valid[max(len(valid) - (self._keep - 1), 0) :], written]
+        for folder in self.finished():
             if folder not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+                gone = folder.with_name(f"{_TEMPORARY}{folder.name}")  # a reader sees it whole or not at all
+                with suppress(OSError):
+                    folder.rename(gone)
+                    shutil.rmtree(gone)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -160,14 +172,23 @@ def _problem(folder: Path, *, deep: bool = True) -> str | None:
                 return f"{name} does not match its checksum (cut short, or changed)"
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{CHECKSUMS} cannot be read ({error})"
+    except OSError as error:
+        return f"it cannot be read ({error})"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{CHECKSUMS} is not what was written ({error})"
     return None
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What safetensors takes: contiguous tensors that own their memory."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """What safetensors takes: contiguous tensors, each with memory of its own (tied weights are written twice)."""
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return plain
 
 
 def _sha256(path: Path) -> str:

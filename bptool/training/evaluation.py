@@ -21,8 +21,9 @@ def evaluate(model: nn.Module, workload: Workload, precision: Precision, batches
         for batch in batches:
             with precision.autocast():
                 loss = workload.loss(model, batch)
-            total += loss.double().cpu() * workload.weight(batch)
-            weight += workload.weight(batch)
+            counted = int(workload.weight(batch))
+            total += loss.double().cpu() * counted
+            weight += counted
     finally:
         model.train(was_training)
     return float(total / max(weight, 1))

@@ -6,8 +6,8 @@ trainer, the profiler and the memory estimate alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Literal
 
 Phase = Literal["step", "data", "forward", "recompute", "backward", "clip", "optimizer"]
@@ -28,15 +28,10 @@ class Announcer:
     def __init__(self, instruments: Sequence[Instrument] = ()) -> None:
         self.instruments = list(instruments)
 
-    def phase(self, name: Phase) -> AbstractContextManager[object]:
-        """The phase's context of all instruments together."""
-        if not self.instruments:
-            return nullcontext()
-        stack = ExitStack()
-        try:
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """The phase's context of all instruments together; nothing is told before it is entered."""
+        with ExitStack() as stack:
             for instrument in self.instruments:
                 stack.enter_context(instrument.phase(name))
-        except BaseException:
-            stack.close()
-            raise
-        return stack
+            yield

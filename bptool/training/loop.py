@@ -15,6 +15,8 @@ from bptool.training.seeds import seed_step
 from bptool.training.step import StepOutcome, TrainStep
 from bptool.training.workload import Batch
 
+_CURE = "a lower optimizer.lr, another precision.mode, or gradients.on_nonfinite=skip"
+
 
 class Listener:
     """Told of what happens in a run; this one does nothing with it."""
@@ -122,7 +124,8 @@ class TrainingLoop:
             self._one_step(done)
             done += 1
         self._save(done)
-        return LoopOutcome(done, stop.reason, self._train_loss, self._val_loss, self._sample, self._checkpoint)
+        stopped_by = stop.reason if done < total else ""
+        return LoopOutcome(done, stopped_by, self._train_loss, self._val_loss, self._sample, self._checkpoint)
 
     def _one_step(self, done: int) -> None:
         """Step number `done`, counted from 0, and what is due after it."""
@@ -145,11 +148,25 @@ class TrainingLoop:
             scalars["val/loss"] = self._val_loss = self._hooks.evaluate()
         if evaluated or self._due(done, settings.logging.every):
             self._tell(lambda listener: listener.step_done(done, scalars))
-        if self._hooks.sample and self._due(done, settings.evaluation.sample_every):
-            text = self._sample = self._hooks.sample(done)
-            self._tell(lambda listener: listener.sampled(done, text))
+        if evaluated and not math.isfinite(self._val_loss) and settings.gradients.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"after step {done}: the held-out loss is {self._val_loss}; these weights are not saved",
+                f"resume from the last checkpoint, or run again, with {_CURE}",
+            )
         if self._due(done, settings.checkpoint.every):
             self._save(done)
+        if self._hooks.sample and self._due(done, settings.evaluation.sample_every):
+            self._write_sample(done, self._hooks.sample)
+
+    def _write_sample(self, done: int, sample: Callable[[int], str]) -> None:
+        """Weights that make no sense write no text; whether that ends the run is decided by its next step."""
+        try:
+            text = self._sample = sample(done)
+        except NonFiniteError as error:
+            message = f"no sample at step {done}: {error.message}"
+            self._tell(lambda listener: listener.noted(message))
+        else:
+            self._tell(lambda listener: listener.sampled(done, text))
 
     def _due(self, done: int, every: int) -> bool:
         """At each `every`-th step, and always after the last."""
@@ -171,13 +188,17 @@ class TrainingLoop:
         if self._config.gradients.on_nonfinite == "skip":
             self._tell(lambda listener: listener.noted(f"{message}; its update is skipped"))
             return
-        culprit = self._hooks.locate_nonfinite(done, micro_batches)
         self._save(done)
-        kept = f"the weights after step {done} are saved; resume" if done else "run again"
+        culprit = self._hooks.locate_nonfinite(done, micro_batches)
         raise NonFiniteError(
             f"{message}; first non-finite: {culprit}. The update was not applied",
-            f"{kept} with a lower optimizer.lr, another precision.mode, or gradients.on_nonfinite=skip",
+            f"resume with {_CURE};\n{self._kept(done)}" if done else f"run again with {_CURE}",
         )
+
+    def _kept(self, done: int) -> str:
+        """What a resume would begin with, and how to begin further back where those weights are the cause."""
+        where = f", in {self._checkpoint}; delete that folder to resume from an earlier one" if self._checkpoint else ""
+        return f"the weights after step {done} are saved{where}"
 
     def _tell(self, event: Callable[[Listener], None]) -> None:
         for listener in self._listeners:

@@ -9,9 +9,9 @@ from bptool.config.loading import load_config
 from bptool.config.overrides import override, parse_overrides
 from bptool.config.schema import Config, RunSettings
 from bptool.config.target import CodeTarget, FileTarget, Target, resolve_target
-from bptool.errors import ResumeError
+from bptool.errors import ResumeError, UsageError
 from bptool.training.resume import check_resumable
-from bptool.training.run_folder import CONFIG, RunFolder, find_run, free_name, read_run_config
+from bptool.training.run_folder import CONFIG, RunFolder, find_run, free_name, read_run_config, resume_command
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class OpenedRun:
     Attributes:
         code: the user's own model; None for the built-in transformer.
         resumed: whether it continues from a checkpoint.
-        data_may_change: whether the command line names another source of data.
+        data_may_change: whether the command line says anything about the data.
     """
 
     folder: RunFolder
@@ -29,6 +29,15 @@ class OpenedRun:
     code: CodeTarget | None
     resumed: bool = False
     data_may_change: bool = False
+
+    def keep_config(self) -> None:
+        """Write config.json, once it is sure that the run begins or goes on: what is refused must leave no trace.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        self.folder.write(CONFIG, self.config.model_dump(mode="json"))
+        self.folder.settle()
 
 
 def open_new(target_text: str | None, overrides: Sequence[str], *, force: bool) -> OpenedRun:
@@ -40,6 +49,11 @@ def open_new(target_text: str | None, overrides: Sequence[str], *, force: bool) 
     """
     target = resolve_target(target_text)
     config = load_config(target, overrides)
+    if config.run.workload and not isinstance(target, CodeTarget):
+        raise UsageError(
+            f"{target} names the user's own model in run.workload, and code is run only when it is the TARGET",
+            f"bptool train {config.run.workload}",
+        )
     named = "run.name" in parse_overrides(overrides) or not _is_run(target)
     if not (named and config.run.name):
         stem = target.name or "run"
@@ -58,19 +72,21 @@ def open_resumed(run: str, target_text: str | None, overrides: Sequence[str], no
     changes = parse_overrides(overrides)
     path = find_run(run, str(changes.get("run.directory", RunSettings().directory)))
     before = read_run_config(path)
-    target = resolve_target(target_text) if target_text else FileTarget(path.name, path / CONFIG)
-    if before.run.workload and not isinstance(target, CodeTarget):
+    stored = FileTarget(path.name, path / CONFIG)
+    target = resolve_target(target_text) if target_text else stored
+    code = _code(target)
+    if before.run.workload and code is None:
         raise ResumeError(
             f"{path} trains the user's own model, and code is run only when it is named",
-            f"bptool train {before.run.workload} --resume {run}",
+            resume_command(run, before.run.workload),
         )
-    config = override(load_config(target, overrides), {"run.name": path.name, "run.directory": str(path.parent)})
+    own = {"run.name": path.name, "run.directory": str(path.parent), "run.workload": str(code or "")}
+    config = override(load_config(stored if code else target, overrides), own)  # code has a model, and no settings
     differences = check_resumable(before, config, changes.keys())
     for key, (old, new) in differences.items():
         note(f"{key}: {old} -> {new}")
-    folder = RunFolder.resume(path)
-    folder.write(CONFIG, config.model_dump(mode="json"))
-    return OpenedRun(folder, config, _code(target), resumed=True, data_may_change="data.source" in changes)
+    data_may_change = any(key.startswith("data.") for key in changes)
+    return OpenedRun(RunFolder.resume(path), config, code, resumed=True, data_may_change=data_may_change)
 
 
 def _is_run(target: Target) -> bool:

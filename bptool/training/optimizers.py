@@ -90,7 +90,7 @@ class Optimizers:
             if parameter_name not in owners:
                 raise ResumeError(f"the optimizer's state is of a parameter that this model has not: {parameter_name}")
             optimizer, parameter = owners[parameter_name]
-            optimizer.state[parameter][key] = _like_parameter(value, parameter, optimizer)
+            optimizer.state[parameter][key] = _placed(key, value, parameter, optimizer)
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
@@ -125,9 +125,9 @@ def _states(optimizer: Optimizer) -> Iterable[tuple[nn.Parameter, dict[str, Tens
     return optimizer.state.items()  # type: ignore[return-value]
 
 
-def _like_parameter(value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor:
-    """A state tensor where and as the optimizer would have made it: only step counters have no dimension."""
-    if value.dim() > 0:
+def _placed(key: str, value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor:
+    """A state tensor where and as the optimizer would have made it: like its parameter, but for the step counter."""
+    if key != "step":
         return value.to(parameter.device, parameter.dtype)
     return value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
 

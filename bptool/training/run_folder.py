@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +16,7 @@ from typing import Any, Self
 
 from bptool.config.loading import parse_config
 from bptool.config.schema import Config
-from bptool.errors import ResumeError, RunInUse, StorageError, UsageError
+from bptool.errors import ResumeError, RunInUse, StorageError, UsageError, nearest
 
 CONFIG, METRICS, RESULT, TOKENIZER, CHECKPOINTS = (
     "config.json",
@@ -23,7 +25,7 @@ CONFIG, METRICS, RESULT, TOKENIZER, CHECKPOINTS = (
     "tokenizer.json",
     "checkpoints",
 )
-_LOCK = ".lock"
+_LOCK, _REPLACED = ".lock", ".replaced"
 
 
 class RunFolder:
@@ -35,6 +37,7 @@ class RunFolder:
     def __init__(self, path: Path, lock: TextIOWrapper) -> None:
         self.path = path
         self._lock = lock
+        self._may_be_undone = False
 
     @property
     def name(self) -> str:
@@ -60,23 +63,23 @@ class RunFolder:
     def create(cls, config: Config, *, force: bool) -> Self:
         """Make and lock the folder `config.run` names, and write its config.json.
 
+        Until `settle()` is called an error undoes this: the folder goes, or holds again the run that it held.
+
         Raises:
-            UsageError: it holds a run already, and `force` is not given.
+            UsageError: it holds a run already, and `force` is not given; or other files, which are never deleted.
             RunInUse: another process writes it.
             StorageError: it cannot be made.
         """
         path = Path(config.run.directory) / config.run.name
-        occupied = path.exists() and any(entry.name != _LOCK for entry in _entries(path))
-        if occupied and not force:
-            raise UsageError(
-                f"{path} holds a run already",
-                f"continue it: bptool train --resume {path}; or choose another run.name, or overwrite it with --force",
-            )
-        run = cls._open(path)
-        for entry in _entries(path):
-            if entry.name != _LOCK:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        run.write(CONFIG, config.model_dump(mode="json"))
+        with _storage_errors(path):
+            _refuse_occupied(path, config.run.workload, force=force)
+            run = cls._open(path)
+        run._may_be_undone = True
+        with ExitStack() as undo, _storage_errors(path):
+            undo.enter_context(run)
+            _set_aside(path)
+            run.write(CONFIG, config.model_dump(mode="json"))
+            undo.pop_all()
         return run
 
     @classmethod
@@ -86,20 +89,16 @@ class RunFolder:
         Raises:
             ResumeError: there is no run at `path`.
             RunInUse: another process writes it.
+            StorageError: it cannot be written.
         """
         read_run_config(path)
-        return cls._open(path)
+        with _storage_errors(path):
+            return cls._open(path)
 
     @classmethod
     def _open(cls, path: Path) -> Self:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = (path / _LOCK).open("a+")
-        except OSError as error:
-            raise StorageError(
-                f"the run's folder {path} cannot be written: {error.strerror}",
-                "choose another place with run.directory=FOLDER",
-            ) from error
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / _LOCK).open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,7 +120,7 @@ class RunFolder:
         Raises:
             StorageError: it could not be written.
         """
-        temporary = self.path / f".{name}.writing"
+        temporary = self.path / _temporary(name)
         try:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
             temporary.replace(self.path / name)
@@ -129,6 +128,11 @@ class RunFolder:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise StorageError(f"{self.path / name} could not be written: {error.strerror}") from error
+
+    def settle(self) -> None:
+        """The run can begin: what it overwrites is deleted."""
+        self._may_be_undone = False
+        shutil.rmtree(self.path / _REPLACED, ignore_errors=True)
 
     def close(self) -> None:
         """Let the folder go."""
@@ -140,6 +144,10 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # A new run that was interrupted can be resumed; but to overwrite another may have been a mistake.
+        if self._may_be_undone and kind and (issubclass(kind, Exception) or (self.path / _REPLACED).exists()):
+            with suppress(OSError):
+                _put_back(self.path)
         self.close()
 
 
@@ -156,16 +164,24 @@ def read_run_config(path: Path) -> Config:
     except FileNotFoundError:
         known = sorted(p.parent.name for p in path.parent.glob(f"*/{CONFIG}"))
         remedy = f"runs in {path.parent}: {', '.join(known)}" if known else "start one with `bptool train`"
-        raise ResumeError(f"no run at {path}: {file} is missing", remedy) from None
+        raise ResumeError(f"no run at {path}: {file} is missing{nearest(path.name, known)}", remedy) from None
     except (OSError, ValueError) as error:
         raise ResumeError(f"{file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ResumeError(f"{file} cannot be read: it holds no JSON object")
     return parse_config(values, str(file))
 
 
 def find_run(text: str, directory: str) -> Path:
-    """The run that a user names: a folder, or a name below the runs' directory."""
+    """The run that a user names: a folder, or a name below the runs' directory; it need not be there."""
     path = Path(text)
-    return path if (path / CONFIG).is_file() or not (Path(directory) / text).is_dir() else Path(directory) / text
+    return path if (path / CONFIG).is_file() or len(path.parts) != 1 else Path(directory) / path
+
+
+def resume_command(run: Path | str, workload: str | None) -> str:
+    """What continues a run, ready to paste; `workload` is the user's own model, which only a TARGET runs."""
+    target = f" {shlex.quote(workload)}" if workload else ""
+    return f"bptool train{target} --resume {shlex.quote(str(run))}"
 
 
 def free_name(directory: str, stem: str) -> str:
@@ -177,5 +193,62 @@ def free_name(directory: str, stem: str) -> str:
     return name
 
 
+def _refuse_occupied(path: Path, workload: str, *, force: bool) -> None:
+    entries = [entry for entry in _entries(path) if entry.name != _temporary(CONFIG)]  # one killed while it was made
+    if entries and not (path / CONFIG).exists():
+        raise UsageError(f"{path} holds files that are no run's", "choose another run.name or run.directory")
+    if entries and not force:
+        raise UsageError(
+            f"{path} holds a run already",
+            f"continue it: {resume_command(path, workload)}\nor choose another run.name, or overwrite it with --force",
+        )
+
+
+def _set_aside(path: Path) -> None:
+    """Move what the folder holds out of the way of a new run."""
+    replaced, entries = path / _REPLACED, _entries(path)
+    if replaced.exists():  # a process was killed before its own new run had begun: this is what was there before
+        _delete(entries)
+    elif entries:
+        replaced.mkdir()
+        for entry in entries:
+            entry.rename(replaced / entry.name)
+
+
+def _put_back(path: Path) -> None:
+    """Undo `_set_aside`, and what was written since."""
+    _delete(_entries(path))
+    replaced = path / _REPLACED
+    if replaced.exists():
+        for entry in replaced.iterdir():
+            entry.rename(path / entry.name)
+        replaced.rmdir()
+    else:
+        (path / _LOCK).unlink()
+        path.rmdir()
+
+
+def _delete(entries: Iterable[Path]) -> None:
+    for entry in entries:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
 def _entries(path: Path) -> list[Path]:
-    return list(path.iterdir()) if path.is_dir() else []
+    """What the folder holds of a run; config.json, by which a run is known, comes last."""
+    entries = [entry for entry in path.iterdir() if entry.name not in (_LOCK, _REPLACED)] if path.is_dir() else []
+    return sorted(entries, key=lambda entry: entry.name == CONFIG)
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.writing"
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the run's folder {path} cannot be written: {error.strerror}",
+            "choose another place with run.directory=FOLDER",
+        ) from error

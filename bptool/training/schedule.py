@@ -20,15 +20,13 @@ def learning_rate(step: int, *, peak: float, total_steps: int, schedule: Schedul
 
 def _shape(step: int, total_steps: int, schedule: ScheduleSettings) -> float:
     """Fraction of the peak after the warm-up."""
-    final, last = schedule.final_lr_fraction, total_steps - 1
     if schedule.name == "constant":
         return 1.0
-    if schedule.name == "wsd":
-        decay_steps = min(max(round(schedule.decay_fraction * total_steps), 1), total_steps)
-        progress = (step - (last - decay_steps)) / decay_steps
-    else:
-        progress = (step - schedule.warmup_steps + 1) / max(total_steps - schedule.warmup_steps, 1)
-    progress = min(max(progress, 0.0), 1.0)
+    final, last = schedule.final_lr_fraction, total_steps - 1
+    decay_steps = max(total_steps - schedule.warmup_steps, 1)
+    if schedule.name == "wsd":  # a decay longer than what the warm-up leaves would begin with a fall
+        decay_steps = min(decay_steps, max(round(schedule.decay_fraction * total_steps), 1))
+    progress = min(max((step - (last - decay_steps)) / decay_steps, 0.0), 1.0)
     if schedule.name == "cosine":
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
     return 1 - (1 - final) * progress

@@ -72,7 +72,7 @@ class TrainStep:
 
         A loss or gradient that is not finite leaves the parameters as they were.
         """
-        weights = [self.workload.weight(batch) for batch in micro_batches]
+        weights = [int(self.workload.weight(batch)) for batch in micro_batches]  # a user's may be a tensor
         loss = self.accumulate(micro_batches, weights)
         with self.announcer.phase("clip"):
             scaled_norm = torch.nn.utils.get_total_norm(self._gradients())
@@ -100,19 +100,23 @@ class TrainStep:
         Returns:
             The step's mean loss, a scalar on the device.
         """
+        assert micro_batches, "a step has at least one micro-batch"
         total = max(sum(weights), 1)
-        step_loss: Tensor | None = None
+        shares = [weight / total for weight in weights] if len(weights) > 1 else [1.0]
         self.model.train()
-        for batch, weight in zip(micro_batches, weights, strict=True):
-            with self.announcer.phase("forward"), self.precision.autocast():
-                loss = self.workload.loss(self.model, batch)
-                if len(micro_batches) > 1:
-                    loss = loss * (weight / total)
-            with self.announcer.phase("backward"):
-                (loss * self._scale if self._scale != 1 else loss).backward()
-            step_loss = loss.detach() if step_loss is None else step_loss + loss.detach()
-        assert step_loss is not None, "a step has at least one micro-batch"
+        step_loss = self._forward_and_backward(micro_batches[0], shares[0])
+        for batch, share in zip(micro_batches[1:], shares[1:], strict=True):
+            step_loss = step_loss + self._forward_and_backward(batch, share)
         return step_loss
+
+    def _forward_and_backward(self, batch: Batch, share: float) -> Tensor:
+        """One micro-batch; returns its part of the step's loss."""
+        with self.announcer.phase("forward"), self.precision.autocast():
+            loss = self.workload.loss(self.model, batch)
+            loss = loss * share if share != 1 else loss
+        with self.announcer.phase("backward"):
+            (loss * self._scale if self._scale != 1 else loss).backward()
+        return loss.detach()
 
     @property
     def _scale(self) -> float:
