@@ -13,13 +13,13 @@ check: $(INSTALLED)  ## linters, strict types and fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow and not benchmark"
+	$(BIN)/pytest -q -n auto -m "not slow and not benchmark"
 
 test: $(INSTALLED)  ## everything `check` does, and the slow tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not benchmark"
+	$(BIN)/pytest -n auto -m "not benchmark"
 
 benchmark: $(INSTALLED)  ## speed and memory, as ratios within one run; asserts nothing, takes minutes
 	$(BIN)/pytest -q -s -m benchmark tests/benchmarks

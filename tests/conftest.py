@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest_plugins = ["command_line"]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 

@@ -75,6 +75,14 @@ def state_bytes(config: Config, workload: Workload) -> int:
     return sum(p.nbytes * (2 + states if p.requires_grad else 1) for p in parameters)
 
 
+def block_inputs_bytes(config: Config) -> int:
+    """Least that the built-in model's forward keeps for the backward: each block's input, under every policy."""
+    if config.run.workload:
+        return 0
+    tokens = config.training.micro_batch_size * config.training.sequence_length
+    return config.model.n_layers * tokens * config.model.d_model * (2 if config.precision.mode == "bf16" else 4)
+
+
 def _eager_on_cpu(config: Config) -> Config:
     """The same step without what needs a compiler or a GPU and changes no tensor's size."""
     mode = config.precision.mode.replace("tf32", "fp32")
@@ -89,6 +97,19 @@ def check_fit(config: Config, workload: Workload, available_bytes: int) -> PeakP
     Raises:
         OutOfMemory: with the prediction, what is there, and the overrides that would fit.
     """
+    check_state_fits(config, workload, available_bytes)
+    prediction = predict_peak(config, workload)
+    if prediction.peak_bytes > available_bytes:
+        raise out_of_memory(config, prediction, available_bytes)
+    return prediction
+
+
+def check_state_fits(config: Config, workload: Workload, available_bytes: int) -> None:
+    """The part of `check_fit` that takes no time.
+
+    Raises:
+        OutOfMemory: what every step must hold does not fit.
+    """
     least = state_bytes(config, workload)
     if least > available_bytes:
         raise OutOfMemory(
@@ -96,15 +117,17 @@ def check_fit(config: Config, workload: Workload, available_bytes: int) -> PeakP
             f" {format_bytes(available_bytes)} are available",
             _lighter_states(config, workload, available_bytes),
         )
-    prediction = predict_peak(config, workload)
-    if prediction.peak_bytes > available_bytes:
-        raise out_of_memory(config, prediction, available_bytes)
-    return prediction
+    least += block_inputs_bytes(config)
+    if least > available_bytes:
+        raise _lack(config, f"at least {format_bytes(least)}", available_bytes)
 
 
 def out_of_memory(config: Config, prediction: PeakPrediction | None, available_bytes: int) -> OutOfMemory:
     """The error of a run that does not fit, naming the overrides that would."""
-    predicted = format_bytes(prediction.peak_bytes) if prediction else "unknown"
+    return _lack(config, format_bytes(prediction.peak_bytes) if prediction else "unknown", available_bytes)
+
+
+def _lack(config: Config, predicted: str, available_bytes: int) -> OutOfMemory:
     return OutOfMemory(
         f"a step's peak is predicted as {predicted}; {format_bytes(available_bytes)} are available",
         _lighter_step(config, available_bytes),
@@ -115,7 +138,9 @@ def _lighter_step(config: Config, available_bytes: int) -> str:
     if config.run.workload:
         return f"make the batches of {config.run.workload} smaller, or try activation_checkpoint.policy=full"
     fitting = list(_fitting(config, available_bytes))
-    return "\n".join(["these would fit:", *fitting]) if fitting else "no smaller batch fits; choose a smaller model"
+    if not fitting:
+        return "no split of this batch fits; choose fewer sequences a step, or a smaller model"
+    return "\n".join(["these would fit:", *fitting])
 
 
 def _fitting(config: Config, available_bytes: int) -> Iterator[str]:
@@ -124,7 +149,10 @@ def _fitting(config: Config, available_bytes: int) -> Iterator[str]:
     for change in _savings(config):
         tried |= change
         lighter = override(config, tried)
-        peak = predict_peak(lighter, transformer_workload(lighter)).peak_bytes
+        workload = transformer_workload(lighter)
+        if state_bytes(lighter, workload) + block_inputs_bytes(lighter) > available_bytes:
+            continue  # no need to simulate it
+        peak = predict_peak(lighter, workload).peak_bytes
         if peak <= available_bytes:
             yield f"{' '.join(f'{key}={value}' for key, value in tried.items())}   ({format_bytes(peak)})"
             return
@@ -134,16 +162,23 @@ def _savings(config: Config) -> Iterator[dict[str, object]]:
     """Changes that save memory, the cheapest first; each adds to those before it."""
     if config.training.loss == "plain":
         yield {"training.loss": "fused"}
-    micro, accumulation = config.training.micro_batch_size, config.training.gradient_accumulation_steps
-    while micro % 2 == 0:
-        micro, accumulation = micro // 2, accumulation * 2
-        yield {"training.micro_batch_size": micro, "training.gradient_accumulation_steps": accumulation}
+    sequences = config.training.micro_batch_size * config.training.gradient_accumulation_steps
+    for micro in _smaller_divisors(config.training.micro_batch_size):
+        yield {"training.micro_batch_size": micro, "training.gradient_accumulation_steps": sequences // micro}
     if config.activation_checkpoint.policy != "full":
         yield {"activation_checkpoint.policy": "full"}
     if config.precision.mode != "bf16":
         yield {"precision.mode": "bf16"}
     if config.optimizer.name not in ("adafactor", "gradient-descent"):
         yield {"optimizer.name": "adafactor"}
+
+
+def _smaller_divisors(number: int) -> Iterator[int]:
+    """Divisors of `number`, each the largest that is at most half of the one before it: 30, 15, 6, 3, 1 of 60."""
+    divisor = number
+    while divisor > 1:
+        divisor = next(d for d in range(divisor // 2, 0, -1) if number % d == 0)
+        yield divisor
 
 
 def _lighter_states(config: Config, workload: Workload, available_bytes: int) -> str:

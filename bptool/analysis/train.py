@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import statistics
 import time
@@ -13,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from bptool import __version__
-from bptool.analysis.memory import PeakPrediction, check_fit, out_of_memory
+from bptool.analysis.memory import PeakPrediction, check_fit, check_state_fits, out_of_memory
 from bptool.analysis.result import Result
 from bptool.config.schema import Config
 from bptool.errors import BptoolError, OutOfMemory, ResumeError
@@ -35,7 +36,7 @@ from bptool.training.run_folder import RESULT, resume_command
 from bptool.training.seeds import seed_step
 from bptool.training.step import StepOutcome, TrainStep
 from bptool.training.user_code import describe
-from bptool.training.workload import Batch
+from bptool.training.workload import Batch, transformer_workload
 from bptool.units import gib
 
 
@@ -118,10 +119,12 @@ class Trainer:
         self._device = resolve_device(config.training.device)
         if self._device.type == "cpu":
             tune_cpu_allocator()
+        self._available_bytes = available_memory_bytes(self._device)
+        if opened.code is None:  # reading the data may take minutes
+            check_state_fits(config, transformer_workload(config), self._available_bytes)
         self._material: Material = open_material(
             config, self._device, code=opened.code, tokenizer_file=opened.folder.tokenizer
         )
-        self._available_bytes = available_memory_bytes(self._device)
         self._prediction = self._predict()
         self._timer = PhaseTimer(self._device)
         self._announcer = Announcer([self._timer])
@@ -213,7 +216,8 @@ class Trainer:
                 "the data is not what this run was trained on so far",
                 f"restore it, or name it on the command line: data.source={self.config.data.source}",
             )
-        if checkpoint.step >= self.config.training.steps:
+        steps = self.config.training.steps
+        if checkpoint.step > steps or (checkpoint.step == steps and self._has_result(steps)):
             command = resume_command(self._opened.folder.path, self.config.run.workload)
             raise ResumeError(
                 f"the run has done all its {checkpoint.step} steps",
@@ -221,6 +225,12 @@ class Trainer:
             )
         restore(self._step, checkpoint)
         return checkpoint.step
+
+    def _has_result(self, steps: int) -> bool:
+        """Whether result.json is that of all the steps; else the run was killed on its way from the last one to it."""
+        file = self._opened.folder.path / RESULT
+        result = json.loads(file.read_text())["result"] if file.exists() else {}
+        return (result.get("status"), result.get("steps")) == ("finished", steps)
 
     def _watch_memory(self) -> None:
         """Measure the second step of this sitting, the first that begins as all later ones do; or the only one."""

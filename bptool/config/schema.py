@@ -198,7 +198,7 @@ class DataSettings(Section):
 class TrainingSettings(Section):
     """`[training]`: the step and its batch."""
 
-    steps: Positive = 1400
+    steps: Positive = 1000
     """Optimizer steps of the whole run."""
     micro_batch_size: Positive = 8
     """Sequences in one forward and backward."""
@@ -272,7 +272,7 @@ class ActivationCheckpointSettings(Section):
 class CheckpointSettings(Section):
     """`[checkpoint]`: what resume reads."""
 
-    every: NonNegative = 400
+    every: NonNegative = 200
     """Steps between checkpoints; 0: only at the end and when interrupted."""
     keep: Positive = 2
     """How many of the newest valid checkpoints stay."""
@@ -285,9 +285,9 @@ class EvaluationSettings(Section):
     """Steps between evaluations; 0: only at the end."""
     sequences: Positive = 64
     """Held-out sequences in one evaluation, evenly spaced; fewer where the split has fewer."""
-    sample_every: NonNegative = 400
+    sample_every: NonNegative = 500
     """Steps between samples; 0: only at the end."""
-    sample_tokens: NonNegative = 200
+    sample_tokens: NonNegative = 300
     """Tokens in a sample; 0: none at all."""
     prompt: str = "def "
     """What a sample continues."""

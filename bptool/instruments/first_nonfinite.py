@@ -50,20 +50,10 @@ class FirstNonFinite:
     def _after_forward(self, label: str, module: nn.Module, inputs: Any, output: Any) -> None:
         made = _floating(output)
         self._check(made, f"the output of {label}")
-        before = {tensor.grad_fn for tensor in _floating(inputs)}
-        for node in self._new_nodes([tensor.grad_fn for tensor in made], before):
+        own = _operations(made, _floating(inputs)) - self._nodes  # inner modules came first
+        for node in own:
             node.register_hook(partial(self._after_backward, label, node.name()))
-
-    def _new_nodes(self, ends: Iterable[Node | None], before: set[Node | None]) -> Iterator[Node]:
-        """Operations behind `ends`, as far as `before`, that belong to no module yet."""
-        waiting = list(ends)
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in before or node in self._nodes or hasattr(node, "variable"):
-                continue  # what has a variable is no operation: it adds to a parameter's gradient
-            self._nodes.add(node)
-            yield node
-            waiting.extend(following for following, _ in node.next_functions)
+        self._nodes |= own
 
     def _after_backward(self, label: str, operation: str, given: Any, received: Any) -> None:
         self._check(_floating(received), f"the gradient that reaches {label}")
@@ -77,6 +67,20 @@ class FirstNonFinite:
             # Detached: a recomputed block must save the same tensors again, whatever was looked at.
             if self.finding is None and not torch.isfinite(tensor.detach()).all():
                 self.finding = what
+
+
+def _operations(made: Iterable[Tensor], given: Iterable[Tensor]) -> set[Node]:
+    """The recorded operations that lead from `given` to `made`."""
+    before = {tensor.grad_fn for tensor in given}
+    found: set[Node] = set()
+    waiting = [tensor.grad_fn for tensor in made]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in before or node in found or hasattr(node, "variable"):
+            continue  # what has a variable is no operation: it adds to a parameter's gradient
+        found.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return found
 
 
 def _floating(nest: Any) -> list[Tensor]:

@@ -14,9 +14,11 @@ from bptool.units import format_bytes, format_count, format_duration, format_rat
 
 def render_plan(plan: TrainPlan) -> str:
     """Two lines: the model and its steps, and what it learns from."""
-    begin = f"steps {plan.first_step + 1} to {plan.total_steps}"
+    steps = f"steps {plan.first_step + 1} to {plan.total_steps}"
+    if plan.first_step == plan.total_steps:
+        steps = f"all {plan.total_steps} steps done, but for the result"
     model = f"{format_count(plan.parameters_count)} parameters on {plan.device}"
-    return f"{model}, {begin}, predicted peak memory {_bytes(plan.predicted_peak_bytes)}\n{plan.data}"
+    return f"{model}, {steps}, predicted peak memory {_bytes(plan.predicted_peak_bytes)}\n{plan.data}"
 
 
 def render(result: TrainResult) -> str:

@@ -98,8 +98,10 @@ class CheckpointFolder:
         for folder in reversed(self.finished()):
             problem = _problem(folder)
             if problem is None:
-                with suppress(FileNotFoundError):
+                try:
                     return _read(folder)
+                except (SafetensorError, OSError, ValueError, KeyError) as error:
+                    problem = f"it cannot be read ({error})"
             if not folder.exists():  # the run is training, and has let it go for a newer one
                 return self.newest_valid()
             self._warn(f"checkpoint {folder.name} is passed over: {problem}")

@@ -120,6 +120,9 @@ class TrainingLoop:
         total = self._config.training.steps
         self._tell(lambda listener: listener.started(first_step=first_step, total_steps=total))
         done = self._saved_step = first_step
+        if first_step == total:  # it was killed between its last checkpoint and its result
+            self._val_loss = self._hooks.evaluate()
+            self._write_sample(done)
         while done < total and not stop.reason:
             self._one_step(done)
             done += 1
@@ -153,15 +156,17 @@ class TrainingLoop:
                 f"after step {done}: the held-out loss is {self._val_loss}; these weights are not saved",
                 f"resume from the last checkpoint, or run again, with {_CURE}",
             )
+        if self._due(done, settings.evaluation.sample_every):
+            self._write_sample(done)
         if self._due(done, settings.checkpoint.every):
             self._save(done)
-        if self._hooks.sample and self._due(done, settings.evaluation.sample_every):
-            self._write_sample(done, self._hooks.sample)
 
-    def _write_sample(self, done: int, sample: Callable[[int], str]) -> None:
+    def _write_sample(self, done: int) -> None:
         """Weights that make no sense write no text; whether that ends the run is decided by its next step."""
+        if self._hooks.sample is None:
+            return
         try:
-            text = self._sample = sample(done)
+            text = self._sample = self._hooks.sample(done)
         except NonFiniteError as error:
             message = f"no sample at step {done}: {error.message}"
             self._tell(lambda listener: listener.noted(message))

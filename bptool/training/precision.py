@@ -28,7 +28,7 @@ class LossScale:
     def update(self, *, finite: bool) -> None:
         """Take note of one step's gradients."""
         if not finite:
-            self.value, self.good_steps = self.value / 2, 0
+            self.value, self.good_steps = max(self.value / 2, 0.5), 0  # lower means nothing more
         elif self.good_steps + 1 == self.growth_interval:
             self.value, self.good_steps = self.value * 2, 0
         else:

@@ -2,8 +2,10 @@
 
 Trainers:
     bptool    the real run with everything on: metrics, TensorBoard, checks, the allocator's settings
+    bptool-untuned  the same on glibc's own allocator settings
     plain     the plainest PyTorch loop around the same model: eager, all logits at once, PyTorch's default AdamW
-    nanogpt   a compiled GPT-2 written the way nanoGPT does: fused QKV, tied head, logits and cross-entropy, fused AdamW
+    nanogpt   a compiled GPT-2 the way nanoGPT does it: fused QKV, tied head, all logits and their cross-entropy,
+              gradients clipped, and AdamW as it is on a CPU there (nanoGPT asks for the fused one on CUDA alone)
 
 Prints JSON: the seconds of each step after the warm-up, and the tokens of one step.
 """
@@ -82,6 +84,13 @@ def bptool_seconds(config: Config) -> list[float]:
     return [end - start for start, end in pairs][:-1]  # the last step's evaluation and checkpoint are not a step
 
 
+def untuned_seconds(config: Config) -> list[float]:
+    from unittest.mock import patch
+
+    with patch("bptool.analysis.train.tune_cpu_allocator"):
+        return bptool_seconds(config)
+
+
 def plain_seconds(config: Config) -> list[float]:
     from bptool.model.transformer import build
 
@@ -96,8 +105,8 @@ def nanogpt_seconds(config: Config) -> list[float]:
         settings.n_layers, settings.d_model, settings.n_heads, settings.vocab_size, settings.context_length
     )
     model.compile()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    return _timed(config, optimizer, lambda tokens, targets: _cross_entropy(model(tokens), targets))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    return _timed(config, optimizer, lambda tokens, targets: _cross_entropy(model(tokens), targets), clip_norm=1.0)
 
 
 def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -105,7 +114,10 @@ def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def _timed(
-    config: Config, optimizer: torch.optim.Optimizer, loss_of: Callable[[Tensor, Tensor], Tensor]
+    config: Config,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    clip_norm: float = 0,
 ) -> list[float]:
     training = config.training
     shape = (training.micro_batch_size, training.sequence_length + 1)
@@ -114,6 +126,8 @@ def _timed(
         start = time.perf_counter()
         ids = torch.randint(config.model.vocab_size, shape)
         loss_of(ids[:, :-1], ids[:, 1:]).backward()
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
@@ -156,7 +170,12 @@ class _CompactBlock(nn.Module):
         return x_BTD + branch_BTD
 
 
-TRAINERS = {"bptool": bptool_seconds, "plain": plain_seconds, "nanogpt": nanogpt_seconds}
+TRAINERS = {
+    "bptool": bptool_seconds,
+    "bptool-untuned": untuned_seconds,
+    "plain": plain_seconds,
+    "nanogpt": nanogpt_seconds,
+}
 
 
 def main() -> None:

@@ -32,21 +32,21 @@ def _print(title: str, figures: dict[str, Figures], model: str, reference: str) 
 
 def test_small_model() -> None:
     """6 layers, 384 wide, 256 tokens, bytes. Aim: MFU 80%, and at least 1.0x the plainest loop with everything on."""
-    figures = in_turns({"plain loop": ["plain", "small", "14"], "bptool": ["bptool", "small", "14"]})
+    figures = in_turns({"plain loop": ["plain", "small", "10"], "bptool": ["bptool", "small", "10"]})
     _print("6 x 384, 256 bytes, batch 16", figures, "small", "plain loop")
 
 
 def test_gpt2_against_compiled_nanogpt() -> None:
     """GPT-2 124M, batch 2 x 256, vocabulary 50,304. Aim: at least 1.5x a compiled nanoGPT-style loop."""
-    steps = "10"
+    steps = "8"
     figures = in_turns(
         {
             "compiled nanoGPT-style": ["nanogpt", "gpt2", steps],
-            "plain loop": ["plain", "gpt2", steps],
             "bptool": ["bptool", "gpt2", steps],
             # one thing less each, to see what it is worth
             "bptool, plain loss": ["bptool", "gpt2", steps, "training.loss=plain"],
-            "bptool, foreach AdamW": ["bptool", "gpt2", steps, "optimizer.implementation=foreach"],
+            "bptool, looped AdamW": ["bptool", "gpt2", steps, "optimizer.implementation=loop"],
+            "bptool, default allocator": ["bptool-untuned", "gpt2", steps],
         },
         turns=2,
     )

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Done, checkpoints, curve, invoke, weights
+from command_line import Command, checkpoints, curve, invoke, weights
 
 from bptool.training.run_folder import RunFolder
-
-Command = Callable[..., Done]
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -59,9 +56,7 @@ class TestNewRun:
         assert len(list(done_run.glob("events.*"))) == 1
         assert not (done_run / "notes.txt").exists()
 
-    @pytest.mark.parametrize(
-        "mistake", ["data.source=missing.txt", "precision.mode=tf32", "training.micro_batch_size=10000000"]
-    )
+    @pytest.mark.parametrize("mistake", ["data.source=missing.txt", "precision.mode=tf32", "model.d_model=65536"])
     def test_a_start_that_fails_leaves_the_overwritten_run_as_it_was(
         self, train: Command, done_run: Path, mistake: str
     ) -> None:
@@ -116,6 +111,17 @@ class TestResume:
         assert "has done all its 6 steps" in done.err
         assert "bptool train --resume runs/done training.steps=12\n" in done.err
         assert contents(done_run) == before
+
+    def test_of_a_run_that_was_killed_before_its_result_writes_it(self, done_run: Path) -> None:
+        before = json.loads((done_run / "result.json").read_text())["result"]
+        lines = (done_run / "metrics.jsonl").read_text()
+        (done_run / "result.json").unlink()
+        done = invoke("train", "--resume", "done", "--json")
+        assert done.code == 0, done.err
+        for key in ("run", "steps", "status", "val_loss", "sample", "predicted_peak_bytes"):
+            assert done.result[key] == before[key]
+        assert (done_run / "metrics.jsonl").read_text() == lines
+        assert invoke("train", "--resume", "done").code == 2
 
     def test_more_steps_when_they_are_named(self, done_run: Path) -> None:
         done = invoke("train", "--resume", "done", "training.steps=8")

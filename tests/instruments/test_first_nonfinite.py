@@ -96,15 +96,18 @@ class TestBackward:
         model = nn.Sequential(linear(), Residual(**branches), linear())
         assert finding(model) == f"the backward of 1.{side} (BadBackward), in BreakGradientBackward"
 
-    def test_what_a_container_does_itself(self) -> None:
+    @pytest.mark.parametrize("inner_first", [True, False])
+    def test_what_a_container_does_itself(self, inner_first: bool) -> None:
         class Root(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.inner = linear()
 
             def forward(self, x: Tensor) -> Tensor:
-                result: Tensor = (self.inner(x) * 0).sqrt() + 1  # the slope of a root at 0 is infinite
-                return result
+                return self.root(self.inner(x)) + 1 if inner_first else self.inner(self.root(x)) + 1
+
+            def root(self, x: Tensor) -> Tensor:
+                return (x * 0).sqrt()  # whose slope at 0 is infinite
 
         assert finding(nn.Sequential(linear(), Root(), linear())) == "the backward of 1 (Root), in SqrtBackward0"
 

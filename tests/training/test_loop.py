@@ -131,8 +131,8 @@ class TestIntervals:
             "step 3",
             "evaluate",
             "step 4 evaluated",
-            "saved 4: c4",
             "sampled 4: text 4",
+            "saved 4: c4",
         ]
 
     def test_a_resumed_run_keeps_the_same_steps(self) -> None:
