@@ -59,7 +59,7 @@ def test_a_line_in_another_encoding_is_dropped(tmp_path: Path) -> None:
 
 
 def test_what_the_disk_refuses_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="m.jsonl could not be written: No such file"):
+    with pytest.raises(StorageError, match=r"m.jsonl could not be written: No such file"):
         MetricsFile(tmp_path / "nowhere" / "m.jsonl", 0)
     full = MetricsFile(Path("/dev/full"), 0) if Path("/dev/full").exists() else None
     if full is not None:
