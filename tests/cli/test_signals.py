@@ -93,7 +93,7 @@ def test_the_second_one_leaves_at_once_even_in_a_long_step(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_before_the_first_step_there_is_no_traceback(
     number: signal.Signals, seed: int, tmp_path: Path, text: Path
 ) -> None:

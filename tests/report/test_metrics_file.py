@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,22 @@ def test_a_line_in_another_encoding_is_dropped(tmp_path: Path) -> None:
 def test_what_the_disk_refuses_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"m.jsonl could not be written: No such file"):
         MetricsFile(tmp_path / "nowhere" / "m.jsonl", 0)
-    full = MetricsFile(Path("/dev/full"), 0) if Path("/dev/full").exists() else None
-    if full is not None:
-        with pytest.raises(StorageError, match="No space left on device"):
-            full.step_done(1, {})
-        with pytest.raises(StorageError, match="No space left on device"):
-            full.close()
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: what is beyond is refused in the middle of a line."""
+    file = MetricsFile(tmp_path / "m.jsonl", 0)
+    file.step_done(1, {"train/loss": 2.5})
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, hard))
+    try:
+        with pytest.raises(StorageError, match=r"m\.jsonl could not be written: File too large"):
+            file.step_done(2, {"train/loss": 2.25})
+        with pytest.raises(StorageError, match=r"m\.jsonl could not be written: File too large"):
+            file.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again = MetricsFile(tmp_path / "m.jsonl", 1)
+    again.step_done(2, {"train/loss": 2.25})
+    again.close()
+    assert steps(tmp_path / "m.jsonl") == [1, 2]

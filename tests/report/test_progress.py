@@ -47,7 +47,7 @@ def test_a_line_at_most_every_interval_and_one_for_the_last_step() -> None:
 
 def test_an_evaluation_has_its_line() -> None:
     lines = lines_of(total=50, seconds_a_step=0.1, evaluated=7)
-    assert [line.partition("  ")[0] for line in lines] == ["step  1/50", "step  7/50", "step 50/50"]
+    assert [line.partition("  loss")[0] for line in lines] == ["step  1/50", "step  7/50", "step 50/50"]
     assert "val loss 3.2500" in lines[1]
 
 
