@@ -20,7 +20,6 @@ from bptool.analysis.result import Result
 from bptool.analysis.train import Trainer, TrainResult
 from bptool.data.order import WindowOrder
 from bptool.hardware import PeakRate
-from bptool.model.accounting import count_parameters
 from bptool.model.transformer import build
 from bptool.training.assembly import load_model
 from bptool.training.checkpoint import CheckpointFolder
@@ -92,13 +91,12 @@ class TestFigures:
     def test_utilisation_is_model_flops_over_the_peak(
         self, here: Path, text: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """6 N + 12 L H Q T a token (Chowdhery et al. 2022, appendix B), with N the weights that multiply."""
+        """6 N + 12 L H Q T a token (Chowdhery et al. 2022, appendix B), by hand for `SMALL`."""
         monkeypatch.setattr("bptool.analysis.train.peak_rate", lambda device, mode: PeakRate(2e11, "a test's"))
         result = sitting(text)
-        config = read_run_config(RUN).model
-        parameters = count_parameters(config)
-        assert result.parameters_count == parameters.total
-        flops = 6 * (12 * 0 + multiplying(parameters)) + 12 * config.n_layers * config.n_heads * config.head_dim * T
+        multiplying = 4 * 32 * 32 + 3 * 32 * 128 + 256 * 32  # attention, swiglu, the output projection
+        assert result.parameters_count == multiplying + 3 * 32  # and three norms; the embedding is tied
+        flops = 6 * multiplying + 12 * 1 * 2 * 16 * T
         assert result.mfu == pytest.approx(result.tokens_per_s * flops / 2e11, rel=1e-9)
 
     def test_without_a_known_peak_there_is_no_utilisation(
@@ -111,18 +109,23 @@ class TestFigures:
         assert all("perf/mfu" not in scalars for scalars in recorder.steps.values())
 
     @pytest.mark.parametrize(
-        "settings",
+        ("settings", "unseen"),
         [
-            [],
-            ["training.gradient_accumulation_steps=3"],
-            ["training.loss=plain", "model.n_layers=2", "activation_checkpoint.policy=full"],
-            ["precision.mode=bf16"],
-            ["optimizer.name=muon"],
+            ([], 0),
+            (["training.gradient_accumulation_steps=3"], 0),
+            (["optimizer.name=muon"], 0),
+            (["training.loss=plain", "model.n_layers=2", "activation_checkpoint.policy=full"], 0.01),  # random state
+            (["precision.mode=bf16"], 0.1),  # what bf16 kernels allocate and free inside one operation
         ],
     )
-    def test_predicted_memory_is_what_is_measured(self, here: Path, text: Path, settings: list[str]) -> None:
+    def test_predicted_memory_is_what_is_measured(
+        self, here: Path, text: Path, settings: list[str], unseen: float
+    ) -> None:
         result = sitting(text, *settings)
-        assert result.predicted_peak_bytes == result.measured_peak_bytes
+        assert result.predicted_peak_bytes is not None
+        assert result.measured_peak_bytes is not None
+        beyond = result.measured_peak_bytes - result.predicted_peak_bytes
+        assert 0 <= beyond <= unseen * result.measured_peak_bytes
 
 
 class TestInterrupted:
