@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, checkpoints, curve, ended, run, start, weights
+from command_line import SMALL, Command, checkpoints, curve, ended, invoke, run, start, weights
 
 ENDLESS = ("training.steps=100000", "checkpoint.every=0", "evaluation.every=0", "evaluation.sample_every=0")
 
@@ -25,11 +25,14 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["SIGINT", "SIGTERM"]
 )
-def test_it_saves_and_a_resume_goes_on_to_the_same_weights(number: signal.Signals, tmp_path: Path, text: Path) -> None:
+def test_it_saves_and_a_resume_goes_on_to_the_same_weights(
+    number: signal.Signals, train: Command, here: Path, text: Path
+) -> None:
     """The schedule is constant, so that the endless run's first steps are those of one that ends there."""
-    settings = [*SMALL, f"data.source={text}", "schedule.name=constant", "model.dropout=0.1", "run.name=stopped"]
-    process = start("train", *settings, *ENDLESS, folder=tmp_path)
-    stopped = tmp_path / "runs" / "stopped"
+    settings = ["schedule.name=constant", "model.dropout=0.1"]
+    everything = (*SMALL, f"data.source={text}", *settings, "run.name=stopped", *ENDLESS)
+    process = start("train", *everything, folder=here)
+    stopped, unbroken = Path("runs/stopped"), Path("runs/unbroken")
     wait_for(stopped / "metrics.jsonl", process)
     process.send_signal(number)
     done = ended(process)
@@ -39,10 +42,8 @@ def test_it_saves_and_a_resume_goes_on_to_the_same_weights(number: signal.Signal
     assert done.out.startswith(f"stopped at step {steps} of 100000 after ")
     assert done.out.endswith("\nnext:\n  bptool train --resume runs/stopped\n")
     assert "nan" not in done.out
-    resumed = run("train", "--resume", "stopped", f"training.steps={steps + 5}", folder=tmp_path)
-    assert resumed.code == 0, resumed.err
-    run("train", *settings, "run.name=unbroken", f"training.steps={steps + 5}", folder=tmp_path)
-    unbroken = tmp_path / "runs" / "unbroken"
+    assert invoke("train", "--resume", "stopped", f"training.steps={steps + 5}").code == 0
+    train(*settings, "run.name=unbroken", f"training.steps={steps + 5}")
     assert weights(stopped) == weights(unbroken)
     for tag in ("train/loss", "train/lr", "train/grad_norm"):
         assert curve(stopped, tag) == curve(unbroken, tag)
