@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode  # documented for shape propagation; no public path yet
-from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
 
+from bptool.analysis.simulation import STEADY, eager_on_cpu, simulate
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.errors import OutOfMemory
-from bptool.instruments.memory_ledger import MemoryLedger
-from bptool.instruments.peak_memory import unique_storage_bytes
-from bptool.training.assembly import build_model, build_step
-from bptool.training.instrument import Announcer
+from bptool.training.assembly import build_model
 from bptool.training.precision import Precision
-from bptool.training.step import TrainStep
-from bptool.training.workload import Workload, one, transformer_workload
+from bptool.training.workload import Workload, transformer_workload
 from bptool.units import format_bytes
 
 # Parameter-sized tensors that an update rule keeps, at least: Adafactor's are rows and columns, Muon's AdamW has more.
@@ -39,36 +34,19 @@ class PeakPrediction:
 
 
 def predict_peak(config: Config, workload: Workload) -> PeakPrediction:
-    """Run two steps of the trainer's own step on fake CPU tensors, and read the ledger.
+    """Peak of the second step that `simulate` runs.
 
-    Nothing is allocated and nothing is compiled. Buffers that a kernel allocates and frees inside one operation are not
-    seen.
+    Buffers that a kernel allocates and frees inside one operation are not seen.
     """
-    countable = replace(workload, weight=one)  # how much a batch counts would be read from its values
-    with FakeTensorMode(), MemoryLedger() as ledger:
-        step = build_step(_eager_on_cpu(config), countable, torch.device("cpu"), Announcer([ledger]))
-        count = config.training.gradient_accumulation_steps
-        _run_step(step, 0, count=1)  # makes the optimizer's state
-        batch_bytes = _run_step(step, 1, count=min(count, 2))
-    # From the second micro-batch on each does what the second does; only the waiting batches themselves add up.
-    waiting = max(count - 2, 0) * batch_bytes
-    peaks = {str(name): peak + waiting for name, peak in ledger.peaks_bytes.items()}
-    return PeakPrediction(peaks.pop("step"), peaks)
-
-
-def _run_step(step: TrainStep, number: int, *, count: int) -> int:
-    """One step on `count` micro-batches of the workload's own making; returns the bytes of one."""
-    generator = torch.Generator()
-    with step.announcer.phase("step"):
-        with step.announcer.phase("data"):
-            micro_batches = [step.workload.batch(generator) for _ in range(count)]
-        step(number, micro_batches)
-        return unique_storage_bytes(leaf for leaf in tree_leaves(micro_batches[0]) if isinstance(leaf, torch.Tensor))
+    trace = simulate(config, workload)
+    phases = {phase: int(trace.live_bytes[trace.peak_event(STEADY, phase)]) for phase in trace.phases_of(STEADY)}
+    phases.pop("step")
+    return PeakPrediction(int(trace.live_bytes[trace.peak_event(STEADY)]), phases)
 
 
 def state_bytes(config: Config, workload: Workload) -> int:
     """Least that a step must hold: weights, and of those that are trained the gradients and the optimizer's state."""
-    optimizer, precision = config.optimizer, _eager_on_cpu(config).precision
+    optimizer, precision = config.optimizer, eager_on_cpu(config).precision
     states = 0 if optimizer.name == "sgd" and optimizer.momentum == 0 else _STATE_TENSORS[optimizer.name]
     dtype = Precision(precision, torch.device("cpu")).parameter_dtype
     parameters = build_model(workload, torch.device("meta"), dtype).parameters()
@@ -81,12 +59,6 @@ def block_inputs_bytes(config: Config) -> int:
         return 0
     tokens = config.training.micro_batch_size * config.training.sequence_length
     return config.model.n_layers * tokens * config.model.d_model * (2 if config.precision.mode == "bf16" else 4)
-
-
-def _eager_on_cpu(config: Config) -> Config:
-    """The same step without what needs a compiler or a GPU and changes no tensor's size."""
-    mode = config.precision.mode.replace("tf32", "fp32")
-    return override(config, {"training.compile": False, "precision.mode": mode})
 
 
 def check_fit(config: Config, workload: Workload, available_bytes: int) -> PeakPrediction:

@@ -1,4 +1,4 @@
-"""A ledger of live storages: what a step holds, counted without allocating it.
+"""A ledger of live storages: what a step holds, when, and for what, recorded without allocating it.
 
 Under `FakeTensorMode` tensors have shapes and no memory; the ledger sees every operation's results, counts each storage
 once, and takes it off when the last tensor on it dies. That is what an allocator does, so the peak is the allocator's,
@@ -8,83 +8,253 @@ but for buffers that a kernel allocates and frees inside one operation.
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 from torch.utils._pytree import tree_leaves
 
+from bptool.instruments.memory_trace import Allocation, Category, Event, MemoryTrace
 from bptool.training.instrument import Instrument, Phase
+from bptool.training.optimizers import Optimizers
+
+Scratch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any], int]
+"""Bytes that a device's kernel takes for itself during one operation, from its arguments and its result."""
 
 
 class MemoryLedger(TorchDispatchMode, Instrument):
-    """Bytes of live storages, now and at most.
+    """Records every storage's life while it is entered, and the phases that it is told of.
 
-    Attributes:
-        live_bytes: what is held now.
-        peaks_bytes: most that was held during each phase, innermost phase only, and `step` for the whole step; a phase
-            entered again (the next step's) starts anew.
+    Args:
+        counts_host: whether what operations keep in host memory (scalars, random states) counts, as it does on a CPU.
+        scratch: what kernels take besides their results; None: nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_host: bool = True, scratch: Scratch | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live_bytes = 0
-        self.peaks_bytes: dict[Phase, int] = {}
+        self._counts_host = counts_host
+        self._scratch = scratch
+        self._allocations: list[Allocation] = []
+        self._events: list[Event] = []
+        self._indices: dict[int, int] = {}  # a live storage's identity to its allocation
         self._phases: list[Phase] = []
-        self._known: set[int] = set()
+        self._steps = -1
+        self._forward_begin = 0
+        self._where = _Whereabouts()
+        self._model: nn.Module | None = None
+        self._optimizers: Optimizers | None = None
 
-    def track(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Count tensors that were made before the ledger watched."""
-        for tensor in tensors:
-            self._note(tensor)
+    @contextmanager
+    def watching(self, model: nn.Module, optimizers: Optimizers) -> Iterator[None]:
+        """Name the model's modules and what belongs to its parameters."""
+        self._model, self._optimizers = model, optimizers
+        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+            self._settle(parameter, "parameters", name.rpartition(".")[0])
+        with self._where.following(model):
+            yield
+
+    def trace(self) -> MemoryTrace:
+        """The record so far."""
+        return MemoryTrace(tuple(self._allocations), tuple(self._events))
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
-        """Keep a peak for the phase."""
+        """Note its beginning and end, and what its allocations turn out to be for."""
         return self._phase(name)
 
     @contextmanager
     def _phase(self, name: Phase) -> Iterator[None]:
         if name == "step":
-            self.peaks_bytes.clear()
+            self._steps += 1
+            self._where.forget()
         self._phases.append(name)
-        self._raise_peak()
+        self._mark()
+        begin = len(self._allocations)
         try:
             yield
         finally:
+            self._settle_phase(name, begin)
             self._phases.pop()
+            self._mark()
+
+    def _settle_phase(self, name: Phase, begin: int) -> None:
+        """What an allocation is for shows when the phase that made it ends."""
+        if name == "data":
+            self._recategorize(begin, "inputs")
+        elif name in ("forward", "recompute"):
+            self._recategorize(begin, "activations")
+        elif name == "backward" and self._model is not None:
+            for parameter in self._model.parameters():
+                if parameter.grad is not None:
+                    self._settle(parameter.grad, "gradients", self._where.owner(parameter))
+        elif name == "optimizer" and self._optimizers is not None:
+            for key, tensor in self._optimizers.state().items():
+                self._settle(tensor, "optimizer_state", key.rpartition("/")[0].rpartition(".")[0])
+
+    def _recategorize(self, begin: int, category: Category) -> None:
+        """Whatever was made since `begin` and still lives."""
+        for allocation in self._allocations[begin:]:
+            if allocation.died is None and allocation.category == "temporaries":
+                allocation.category = category
+
+    def _settle(self, tensor: Tensor, category: Category, module: str) -> None:
+        index = self._indices.get(id(tensor.untyped_storage()))
+        if index is not None:
+            self._allocations[index].category, self._allocations[index].module = category, module
+
+    def __enter__(self) -> MemoryLedger:
+        self._stack = ExitStack()
+        if self._counts_host:
+            # Activation checkpointing keeps a random state for each block, which is made outside of any operation.
+            self._stack.enter_context(patch.object(torch, "get_rng_state", self._noted_rng_state(torch.get_rng_state)))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._stack.close()
+
+    def _noted_rng_state(self, get: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def get_rng_state() -> Tensor:
+            state = get()
+            self._note(state, "get_rng_state", self._where.module() or "")
+            return state
+
+        return get_rng_state
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: torch._ops.OpOverload,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and self._phases[-1:] == ["optimizer"]:
             return 1.0  # an update rule may scale by a value that it reads (Adafactor); no shape depends on it
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._note(leaf)
+        op = str(func.overloadpacket)
+        module = self._where.module()
+        result = func(*args, **kwargs)
+        self._note_results(result, op, module, args)
+        if self._scratch is not None:
+            self._note_scratch(self._scratch(func, args, kwargs, result), op, module or self._owner(args))
         return result
 
-    def _note(self, tensor: torch.Tensor) -> None:
+    def _note_results(self, result: Any, op: str, module: str | None, args: tuple[Any, ...]) -> None:
+        for i, leaf in enumerate([result] if isinstance(result, Tensor) else tree_leaves(result)):
+            if isinstance(leaf, Tensor):
+                # An operation on lists of tensors makes the i-th result from the i-th of each.
+                sources = [arg[i] for arg in args if isinstance(arg, list | tuple) and i < len(arg)]
+                self._note(leaf, op, self._owner(sources or args) if module is None else module)
+
+    def _owner(self, args: Iterable[Any]) -> str:
+        """Outside of all modules: the module of what is worked on."""
+        for arg in args:
+            if isinstance(arg, Tensor):
+                index = self._indices.get(id(arg.untyped_storage()))
+                if index is not None and self._allocations[index].module:
+                    return self._allocations[index].module
+        return ""
+
+    def _note(self, tensor: Tensor, op: str, module: str) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)  # the storage's Python object lives as long as the storage does
-        if key in self._known:
+        if key in self._indices:
             return
-        n_bytes = storage.nbytes()
-        self._known.add(key)
-        self.live_bytes += n_bytes
-        self._raise_peak()
-        weakref.finalize(storage, self._forget, key, n_bytes)
+        index = self._allocate(storage.nbytes(), op, module, tensor)
+        self._indices[key] = index
+        weakref.finalize(storage, self._release, key, index).atexit = False
 
-    def _forget(self, key: int, n_bytes: int) -> None:
-        self._known.discard(key)
-        self.live_bytes -= n_bytes
+    def _note_scratch(self, n_bytes: int, op: str, module: str) -> None:
+        if n_bytes:
+            self._free(self._allocate(n_bytes, op, module, None))
 
-    def _raise_peak(self) -> None:
-        for phase in {"step", *self._phases[-1:]} if self._phases else ():
-            self.peaks_bytes[phase] = max(self.peaks_bytes.get(phase, 0), self.live_bytes)
+    def _allocate(self, n_bytes: int, op: str, module: str, tensor: Tensor | None) -> int:
+        index = len(self._allocations)
+        described = "" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        phase = self._phases[-1] if self._phases else ""
+        self._allocations.append(
+            Allocation(n_bytes, "temporaries", module, op, described, phase, born=len(self._events))
+        )
+        self._events.append(Event(index, n_bytes, self._steps, phase, module, op))
+        return index
+
+    def _release(self, key: int, index: int) -> None:
+        del self._indices[key]
+        self._free(index)
+
+    def _free(self, index: int) -> None:
+        allocation = self._allocations[index]
+        allocation.died = len(self._events)
+        phase = self._phases[-1] if self._phases else ""
+        module = self._where.module()
+        module = allocation.module if module is None else module
+        self._events.append(Event(index, -allocation.n_bytes, self._steps, phase, module, ""))
+
+    def _mark(self) -> None:
+        self._events.append(Event(None, 0, self._steps, self._phases[-1] if self._phases else "", "", ""))
+
+
+class _Whereabouts:
+    """Which module is at work: in a forward the innermost one called, in a backward the one that recorded the node.
+
+    Autograd numbers its nodes as a forward records them, so the numbers that were given while a module ran tell in the
+    backward whose node this is.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[str] = []
+        self._first_numbers: list[int] = [0]
+        self._modules: list[str] = [""]
+        self._owners: dict[int, str] = {}
+
+    @contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Be told by the model's modules."""
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                for parameter in module.parameters(recurse=False):
+                    self._owners[id(parameter)] = name
+                hooks.callback(module.register_forward_pre_hook(self._entering(name)).remove)
+                hooks.callback(module.register_forward_hook(self._leaving, always_call=True).remove)
+            yield
+
+    def forget(self) -> None:
+        """The nodes of earlier steps are gone."""
+        self._first_numbers, self._modules = [0], [""]
+
+    def owner(self, parameter: Tensor) -> str:
+        """The module that a parameter belongs to; empty where it is the model itself, or none that is followed."""
+        return self._owners.get(id(parameter), "")
+
+    def module(self) -> str | None:
+        """Dotted name, empty for the model itself; None where no module is at work."""
+        if self._stack:
+            return self._stack[-1]
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return None
+        variable = getattr(node, "variable", None)  # the node that accumulates a leaf's gradient
+        if variable is not None:
+            return self.owner(variable)
+        return self._modules[bisect_right(self._first_numbers, node._sequence_nr()) - 1]
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            self._stack.append(name)
+            self._turn()
+
+        return hook
+
+    def _leaving(self, *_: Any) -> None:
+        self._stack.pop()
+        self._turn()
+
+    def _turn(self) -> None:
+        """From here on nodes are another module's."""
+        self._first_numbers.append(torch._C._autograd._get_sequence_nr())
+        self._modules.append(self._stack[-1] if self._stack else "")
