@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bptool.analysis.simulation import STEADY, eager_on_cpu, simulate
+from bptool.analysis.simulation import STEADY, eager_on_cpu, simulate_deep
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.errors import OutOfMemory
@@ -34,11 +34,11 @@ class PeakPrediction:
 
 
 def predict_peak(config: Config, workload: Workload) -> PeakPrediction:
-    """Peak of the second step that `simulate` runs.
+    """Peak of the second step, simulated.
 
     Buffers that a kernel allocates and frees inside one operation are not seen.
     """
-    trace = simulate(config, workload)
+    trace = simulate_deep(config, workload).trace
     phases = {phase: int(trace.live_bytes[trace.peak_event(STEADY, phase)]) for phase in trace.phases_of(STEADY)}
     phases.pop("step")
     return PeakPrediction(int(trace.live_bytes[trace.peak_event(STEADY)]), phases)

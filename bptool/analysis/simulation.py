@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # documented for shape propagation; no public path yet
 from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
 
+from bptool.analysis.depth import Blocks, Extended, extended
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.instruments.memory_ledger import MemoryLedger
@@ -19,26 +20,55 @@ from bptool.training.step import TrainStep
 from bptool.training.workload import Workload, one
 
 FIRST, STEADY = 0, 1
-"""Numbers of the steps in the record: the first makes the optimizer's state, the second begins with it."""
+"""Numbers of the steps in the record: what the first one's optimizer makes, and the second step, all of it."""
 
 
 def simulate(config: Config, workload: Workload) -> MemoryTrace:
-    """Run two steps of the trainer's own step on fake CPU tensors, and return the record.
+    """The record of the trainer's own step on fake CPU tensors. Nothing is allocated and nothing is compiled.
 
-    Nothing is allocated and nothing is compiled. From the second micro-batch of a step on each does what the second
-    does, so no more than two are run; those that wait for their turn are counted.
+    Of the first step only the optimizer runs, on gradients of no value, which makes its state; the second runs whole.
+    From the second micro-batch of a step on each does what the second does, so no more than two are run; those that
+    wait for their turn are counted.
     """
     countable = replace(workload, weight=one)  # how much a batch counts would be read from its values
     count = config.training.gradient_accumulation_steps
     with FakeTensorMode(), MemoryLedger() as ledger:
         step = build_step(eager_on_cpu(config), countable, torch.device("cpu"), Announcer([ledger]))
         with ledger.watching(step.model, step.optimizers):
-            for number in (FIRST, STEADY):
-                _run_step(step, number, count)
+            _make_optimizer_state(step)
+            _run_step(step, count)
         return ledger.trace()
 
 
-def _run_step(step: TrainStep, number: int, count: int) -> None:
+def simulate_deep(config: Config, workload: Workload) -> Extended:
+    """The same from shallow models, where the workload knows how to make them and they are alike."""
+    if workload.of_depth is None:
+        return Extended(simulate(config, workload), ())
+    policy, of_depth = config.activation_checkpoint, workload.of_depth
+    blocks = Blocks(workload.n_layers, period=policy.every if policy.policy == "every_k" else 1)
+    return extended(blocks, lambda n_layers: simulate(config, of_depth(n_layers)))
+
+
+def first_step_peak(trace: MemoryTrace) -> int:
+    """Most bytes of a first step: until its optimizer runs, a later step's without the optimizer's state."""
+    at_optimizer = int(trace.events_of(STEADY, "optimizer")[0])
+    held = {name: int(live[at_optimizer]) for name, live in trace.category_bytes().items()}
+    before = trace.events_of(STEADY)
+    before = before[before < at_optimizer]
+    others = held["inputs"] + held["activations"] + held["temporaries"]
+    optimizer = int(trace.live_bytes[trace.peak_event(FIRST, "optimizer")]) + others
+    return max(int(trace.live_bytes[before].max()) - held["optimizer_state"], optimizer)
+
+
+def _make_optimizer_state(step: TrainStep) -> None:
+    with step.announcer.phase("step"), step.announcer.phase("optimizer"):
+        for parameter in step.optimizers.parameters:
+            parameter.grad = torch.empty_like(parameter)
+        step.optimizers.step()
+        step.optimizers.zero_grad()
+
+
+def _run_step(step: TrainStep, count: int) -> None:
     """One step on micro-batches of the workload's own making; the third and later ones are there, but not run."""
     generator = torch.Generator()
     with step.announcer.phase("step"):
@@ -46,7 +76,7 @@ def _run_step(step: TrainStep, number: int, count: int) -> None:
             micro_batches = [step.workload.batch(generator) for _ in range(min(count, 2))]
             tensors = [leaf for leaf in tree_leaves(micro_batches[0]) if isinstance(leaf, torch.Tensor)]
             waiting = torch.empty((max(count - 2, 0), unique_storage_bytes(tensors)), dtype=torch.uint8)
-        step(number, micro_batches)
+        step(STEADY, micro_batches)
         del waiting
 
 

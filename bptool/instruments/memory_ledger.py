@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor  # no public name tells a fake tensor from a real one
 from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 from torch.utils._pytree import tree_leaves
 
@@ -44,7 +45,7 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         self._indices: dict[int, int] = {}  # a live storage's identity to its allocation
         self._phases: list[Phase] = []
         self._steps = -1
-        self._forward_begin = 0
+        self._loose_ends = 0  # releases at the end of the events that are not in order yet
         self._where = _Whereabouts()
         self._model: nn.Module | None = None
         self._optimizers: Optimizers | None = None
@@ -60,6 +61,7 @@ class MemoryLedger(TorchDispatchMode, Instrument):
 
     def trace(self) -> MemoryTrace:
         """The record so far."""
+        self._tidy()
         return MemoryTrace(tuple(self._allocations), tuple(self._events))
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
@@ -145,7 +147,10 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         return result
 
     def _note_results(self, result: Any, op: str, module: str | None, args: tuple[Any, ...]) -> None:
-        for i, leaf in enumerate([result] if isinstance(result, Tensor) else tree_leaves(result)):
+        if isinstance(result, Tensor):
+            self._note(result, op, self._owner(args) if module is None else module)
+            return
+        for i, leaf in enumerate(tree_leaves(result)):
             if isinstance(leaf, Tensor):
                 # An operation on lists of tensors makes the i-th result from the i-th of each.
                 sources = [arg[i] for arg in args if isinstance(arg, list | tuple) and i < len(arg)]
@@ -163,7 +168,7 @@ class MemoryLedger(TorchDispatchMode, Instrument):
     def _note(self, tensor: Tensor, op: str, module: str) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)  # the storage's Python object lives as long as the storage does
-        if key in self._indices:
+        if key in self._indices or _is_meta(tensor):
             return
         index = self._allocate(storage.nbytes(), op, module, tensor)
         self._indices[key] = index
@@ -174,6 +179,7 @@ class MemoryLedger(TorchDispatchMode, Instrument):
             self._free(self._allocate(n_bytes, op, module, None))
 
     def _allocate(self, n_bytes: int, op: str, module: str, tensor: Tensor | None) -> int:
+        self._tidy()
         index = len(self._allocations)
         described = "" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
         phase = self._phases[-1] if self._phases else ""
@@ -192,11 +198,31 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         allocation.died = len(self._events)
         phase = self._phases[-1] if self._phases else ""
         module = self._where.module()
+        if module is None:
+            self._loose_ends += 1
+        else:
+            self._tidy()
         module = allocation.module if module is None else module
         self._events.append(Event(index, -allocation.n_bytes, self._steps, phase, module, ""))
 
+    def _tidy(self) -> None:
+        """Put releases outside of all modules, one right after another, into the order of their allocation.
+
+        Autocast drops its copies of weights in the order of a hash table; no sum depends on it, and like records are
+        to look alike.
+        """
+        if self._loose_ends > 1:
+            tail = sorted(self._events[-self._loose_ends :], key=lambda event: event.allocation or 0)
+            self._events[-self._loose_ends :] = tail
+            for time, event in enumerate(tail, len(self._events) - len(tail)):
+                if event.allocation is not None:
+                    self._allocations[event.allocation].died = time
+        self._loose_ends = 0
+
     def _mark(self) -> None:
-        self._events.append(Event(None, 0, self._steps, self._phases[-1] if self._phases else "", "", ""))
+        self._tidy()
+        phase = self._phases[-1] if self._phases else ""
+        self._events.append(Event(None, 0, self._steps, phase, self._where.module() or "", ""))
 
 
 class _Whereabouts:
@@ -258,3 +284,8 @@ class _Whereabouts:
         """From here on nodes are another module's."""
         self._first_numbers.append(torch._C._autograd._get_sequence_nr())
         self._modules.append(self._stack[-1] if self._stack else "")
+
+
+def _is_meta(tensor: Tensor) -> bool:
+    """Whether it has no memory on any device; a fake one is meta underneath, whatever it stands for."""
+    return (tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device).type == "meta"

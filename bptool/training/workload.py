@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor  # no public name tells a fake tensor from a real one
 
+from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.data.batches import Batch as TokenBatch
 from bptool.interop.huggingface import load_weights
@@ -44,6 +45,8 @@ class Workload:
             micro-batches give the same gradient as one batch.
         blocks: the repeated blocks, for activation checkpointing, compilation and Muon.
         unit: what `weight` counts, as screens name it.
+        n_layers, of_depth: how many like blocks `model.blocks` has, and the same workload with another number of them,
+            so that a deep model's memory is known from shallow ones; None: it is always run as it is.
     """
 
     model: Callable[[], nn.Module]
@@ -52,6 +55,8 @@ class Workload:
     weight: Callable[[Batch], int] = one
     blocks: Callable[[nn.Module], Sequence[nn.Module]] = longest_module_list
     unit: str = "micro-batches"
+    n_layers: int = 0
+    of_depth: Callable[[int], Workload] | None = None
 
 
 def transformer_workload(config: Config) -> Workload:
@@ -86,4 +91,6 @@ def transformer_workload(config: Config) -> Workload:
         weight=lambda batch: batch["targets"].numel(),
         blocks=lambda model: list(model.blocks),  # type: ignore[arg-type]
         unit="tokens",
+        n_layers=settings.n_layers,
+        of_depth=lambda n_layers: transformer_workload(override(config, {"model.n_layers": n_layers})),
     )

@@ -9,9 +9,9 @@ GPT-2 124M, batch 2 x 256, against the compiled nanoGPT-style loop, one thing le
     looped AdamW                 1.33x   no loss here: the fused kernel's gain drowns in the noise of +-5%
     threads                      no gain from more or fewer than the cores
 
-The aim of 1.5x is not reached: 1.28x here. The matrix products alone are 2.2 s at the machine's best rate, and both sides
-must do them, so 1.5x of the baseline's 4.2 s leaves 0.6 s for all the rest. On the same machine in a quiet hour bptool's step took
-2.7 s (MFU 81%), and the baseline with *fused* AdamW 3.2 s.
+The aim of 1.5x is not reached: 1.28x here. The matrix products alone are 2.2 s at the machine's best rate, and both
+sides must do them, so 1.5x of the baseline's 4.2 s leaves 0.6 s for all the rest. On the same machine in a quiet hour
+bptool's step took 2.7 s (MFU 81%), and the baseline with *fused* AdamW 3.2 s.
 """
 
 from __future__ import annotations

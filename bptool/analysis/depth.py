@@ -1,0 +1,338 @@
+"""A deep model's record from shallow ones: layers are alike, so what one more layer adds every further one adds.
+
+A record is cut into runs: stretches of events that belong to one block, one after another in a sweep through all of
+them, upwards (a forward, a loop over parameters) or downwards (a backward). A deeper model's record has the same sweeps
+with more runs in them, copies of an inner block's. Where an allocation outside of the blocks grows with depth (the
+norms of all gradients in one tensor), two depths tell by how much. That the result is the deeper model's record is not
+assumed: the extension to a third depth is compared with that depth's own record, event by event.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
+
+from bptool.instruments.memory_trace import Allocation, Event, MemoryTrace
+
+_BLOCK = re.compile(r"blocks\.(\d+)(?=\.|$)")
+
+
+class NotPeriodic(Exception):
+    """The records are no sweeps through like blocks."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a model's blocks repeat.
+
+    Attributes:
+        n_layers: blocks of the model that is asked about.
+        head: blocks at its beginning that are not like the later ones.
+        period: blocks after which the pattern begins again, such as k where every k-th is recomputed.
+    """
+
+    n_layers: int
+    head: int = 1
+    period: int = 1
+
+    def depths(self) -> tuple[int, int, int] | None:
+        """Three depths to simulate, the last for comparison; None where the model is no deeper than these."""
+        inner = self.n_layers - self.head - 1  # the last block's backward comes first, and may differ
+        smallest = self.head + 1 + self.period + inner % self.period
+        deepest = smallest + 2 * self.period
+        return (smallest, smallest + self.period, deepest) if self.n_layers > deepest else None
+
+
+class Extended(NamedTuple):
+    """A record, and the depths of those that it was made from (none: it was simulated in full)."""
+
+    trace: MemoryTrace
+    depths: tuple[int, ...]
+
+
+def extended(blocks: Blocks, simulate: Callable[[int], MemoryTrace]) -> Extended:
+    """The record of a model of `blocks.n_layers`, in full only where shallow ones don't tell.
+
+    Args:
+        simulate: makes the record of the same model with so many layers.
+    """
+    depths = blocks.depths()
+    if depths is None:
+        return Extended(simulate(blocks.n_layers), ())
+    low, high, deepest = (simulate(depth) for depth in depths)
+    try:
+        extension = _Extension(blocks, depths[0], low)
+        extension.learn_slopes(high)
+        if not same(extension.to(depths[2]), deepest):
+            raise NotPeriodic
+        return Extended(extension.to(blocks.n_layers), depths)
+    except NotPeriodic:
+        return Extended(simulate(blocks.n_layers), ())
+
+
+def same(one: MemoryTrace, other: MemoryTrace) -> bool:
+    """Whether two records agree in every size, time, place and purpose (tensors' shapes are not compared)."""
+    return list(one.events) == list(other.events) and all(
+        replace(a, tensor="") == replace(b, tensor="") for a, b in zip(one.allocations, other.allocations, strict=True)
+    )
+
+
+class _Run(NamedTuple):
+    """Events of one block, or of none, and which part of the record they are; a sweep is one part."""
+
+    part: int
+    block: int | None
+    events: range
+
+
+class _Place(NamedTuple):
+    """Where an allocation is made: the part, the block, and the how-manieth of its run it is."""
+
+    part: int
+    block: int | None
+    ordinal: int
+
+
+class _Extension:
+    """Makes records of greater depths from one of depth `depth`."""
+
+    def __init__(self, blocks: Blocks, depth: int, trace: MemoryTrace) -> None:
+        self._blocks, self._depth, self._trace = blocks, depth, trace
+        self._parts = list(_parts(trace, depth))
+        self._slopes: dict[int, int] = {}
+        self._places = {
+            allocation: _Place(run.part, run.block, ordinal)
+            for part in self._parts
+            for run in part
+            for ordinal, allocation in enumerate(_made_in(trace, run))
+        }
+
+    def learn_slopes(self, high: MemoryTrace) -> None:
+        """By how much allocations outside of the blocks grow with a period more, from the record that has it.
+
+        Raises:
+            NotPeriodic: allocations of blocks differ.
+        """
+        ours, origins = self._extend(1)
+        if len(ours.allocations) != len(high.allocations):
+            raise NotPeriodic
+        for origin, mine, theirs in zip(origins, ours.allocations, high.allocations, strict=True):
+            if mine.n_bytes != theirs.n_bytes:
+                if self._places[origin].block is not None:
+                    raise NotPeriodic
+                self._slopes[origin] = theirs.n_bytes - mine.n_bytes
+
+    def to(self, n_layers: int) -> MemoryTrace:
+        """The record of `n_layers` blocks, some periods more than there are."""
+        extra, rest = divmod(n_layers - self._depth, self._blocks.period)
+        assert rest == 0, "a whole number of periods more"
+        return self._extend(extra)[0]
+
+    def _extend(self, extra: int) -> tuple[MemoryTrace, list[int]]:
+        """With `extra` periods more; and for each allocation the one that it copies."""
+        writer = _Writer(
+            self._trace, self._places, extra * self._blocks.period, self._blocks.head + self._blocks.period
+        )
+        for run, block in self._layout(extra * self._blocks.period):
+            writer.copy(run, block)
+        for index, origin in enumerate(writer.origins):
+            if origin in self._slopes:
+                writer.resize(index, extra * self._slopes[origin])
+        return MemoryTrace(writer.allocations, writer.finished_events()), writer.origins
+
+    def _layout(self, added: int) -> Iterator[tuple[_Run, int | None]]:
+        """The runs of the record with `added` blocks more: what is copied, and the block that it becomes."""
+        first, last = self._blocks.head, self._blocks.head + self._blocks.period  # these are copied again and again
+        for part in self._parts:
+            if part[0].block is None:
+                yield part[0], None
+                continue
+            runs = {run.block: run for run in part}
+            blocks = range(self._depth + added)
+            for block in blocks if part[0].block == 0 else reversed(blocks):
+                inner = first + (block - first) % self._blocks.period
+                source = block if block < last else inner if block < last + added else block - added
+                yield runs[source], block
+
+
+class _Writer:
+    """Writes runs one after another into a new record, each as some block's."""
+
+    def __init__(self, trace: MemoryTrace, places: dict[int, _Place], added: int, last: int) -> None:
+        self.allocations: list[Allocation] = []
+        self.origins: list[int] = []
+        self._trace, self._places, self._added, self._last = trace, places, added, last
+        self._events: list[Event] = []
+        self._here: dict[_Place, int] = {}
+
+    def copy(self, run: _Run, block: int | None) -> None:
+        """Append a run's events.
+
+        Raises:
+            NotPeriodic: it releases what no block like it has made.
+        """
+        for number in run.events:
+            event = self._trace.events[number]
+            event = event._replace(module=self._moved(event.module, run.block, block))
+            if event.allocation is None:
+                self._events.append(event)
+            elif self._trace.allocations[event.allocation].born == number:
+                self._allocate(event, event.allocation, block)
+            else:
+                self._release(event, event.allocation, run.block, block)
+
+    def resize(self, index: int, more: int) -> None:
+        """Make an allocation larger; its shape is then not known."""
+        allocation = self.allocations[index]
+        self.allocations[index] = replace(allocation, n_bytes=allocation.n_bytes + more, tensor="")
+
+    def finished_events(self) -> list[Event]:
+        """The events, with the sizes that their allocations have by now."""
+        return [
+            event
+            if event.allocation is None
+            else event._replace(
+                delta=self.allocations[event.allocation].n_bytes
+                * (1 if self.allocations[event.allocation].born == number else -1)
+            )
+            for number, event in enumerate(self._events)
+        ]
+
+    def _allocate(self, event: Event, origin: int, block: int | None) -> None:
+        allocation, place = self._trace.allocations[origin], self._places[origin]
+        index = len(self.allocations)
+        module = self._moved(allocation.module, place.block, block)
+        self.allocations.append(replace(allocation, module=module, born=len(self._events), died=None))
+        self.origins.append(origin)
+        self._here[place._replace(block=block)] = index
+        self._events.append(event._replace(allocation=index))
+
+    def _release(self, event: Event, origin: int, source: int | None, block: int | None) -> None:
+        place = self._places[origin]
+        owner = None if place.block is None else self._other(place.block, source, block)
+        index = self._here.pop(place._replace(block=owner), None)
+        if index is None:
+            raise NotPeriodic
+        self.allocations[index].died = len(self._events)
+        self._events.append(event._replace(allocation=index))
+
+    def _other(self, other: int, source: int | None, block: int | None) -> int:
+        """The block that `other` becomes where the run of `source` becomes that of `block`.
+
+        Seen from a block, another one is some blocks up or down; seen from outside, it is at one of the ends.
+        """
+        if source is None or block is None:
+            return other if other < self._last else other + self._added
+        return other + block - source
+
+    def _moved(self, module: str, source: int | None, block: int | None) -> str:
+        return _BLOCK.sub(lambda found: f"blocks.{self._other(int(found[1]), source, block)}", module, count=1)
+
+
+def _made_in(trace: MemoryTrace, run: _Run) -> Iterator[int]:
+    for number in run.events:
+        allocation = trace.events[number].allocation
+        if allocation is not None and trace.allocations[allocation].born == number:
+            yield allocation
+
+
+def _parts(trace: MemoryTrace, depth: int) -> Iterator[list[_Run]]:
+    """The record's parts in order: sweeps, each of as many runs as there are blocks, and what lies between them.
+
+    Raises:
+        NotPeriodic: a block's events are in no sweep.
+    """
+    stretches = list(_split_at_turns(trace, _stretches(trace)))
+    at, number = 0, 0
+    while at < len(stretches):
+        label, events = stretches[at]
+        if label.block is None:
+            yield [_Run(number, None, events)]
+            at += 1
+        else:
+            runs, at = _sweep(stretches, at, depth)
+            yield [_Run(number, block, run) for block, run in runs]
+        number += 1
+
+
+class _Label(NamedTuple):
+    phase: str
+    block: int | None
+
+
+_Stretch = tuple[_Label, range]
+
+
+def _stretches(trace: MemoryTrace) -> list[_Stretch]:
+    """Successive events of the same phase (recomputation being part of the backward) and the same block or none.
+
+    A loop releases the last round's tensor in the midst of this round: that belongs to what goes on around it.
+    """
+    stretches: list[_Stretch] = []
+    for label, group in groupby(range(len(trace.events)), lambda number: _label(trace, number)):
+        numbers = list(group)
+        stretches.append((label, range(numbers[0], numbers[-1] + 1)))
+        if len(stretches) > 2 and stretches[-3][0] == label:
+            before, between = stretches[-3][1], stretches[-2][1]
+            if _only_releases(trace, between) and (label.block is None or not _only_releases(trace, before)):
+                stretches[-3:] = [(label, range(before.start, numbers[-1] + 1))]
+    return stretches
+
+
+def _split_at_turns(trace: MemoryTrace, stretches: Sequence[_Stretch]) -> Iterator[_Stretch]:
+    """Where a list is made block by block and released from its end, two sweeps meet in one block: cut them apart."""
+    for i, (label, numbers) in enumerate(stretches):
+        cut = 0
+        if 0 < i < len(stretches) - 1 and stretches[i - 1][0] == stretches[i + 1][0] != (label.phase, None):
+            release = [_only_releases(trace, range(number, number + 1)) for number in numbers]
+            # Upwards made and downwards released, or the other way round.
+            cut = len(release) - _leading(release[::-1]) if not release[0] else _leading(release)
+        yield from ((label, part) for part in (numbers[:cut], numbers[cut:]) if part)
+
+
+def _leading(flags: Sequence[bool]) -> int:
+    """How many are true before the first that is not."""
+    return next((i for i, flag in enumerate(flags) if not flag), len(flags))
+
+
+def _label(trace: MemoryTrace, number: int) -> _Label:
+    event = trace.events[number]
+    made = event.allocation is not None and trace.allocations[event.allocation].born == number
+    module = trace.allocations[event.allocation].module if made and event.allocation is not None else event.module
+    found = _BLOCK.match(module)
+    return _Label("backward" if event.phase == "recompute" else event.phase, int(found[1]) if found else None)
+
+
+def _only_releases(trace: MemoryTrace, numbers: range) -> bool:
+    events = (trace.events[number] for number in numbers)
+    return all(event.allocation is not None and not event.op for event in events)
+
+
+def _sweep(stretches: Sequence[_Stretch], at: int, depth: int) -> tuple[list[tuple[int, range]], int]:
+    """The runs of the sweep that begins at a stretch, and where it ends; what follows a block's events is its own."""
+    phase, block = stretches[at][0]
+    direction = 1 if block == 0 else -1
+    runs: list[tuple[int, range]] = []
+    for expected in range(depth)[::direction]:
+        if at == len(stretches) or stretches[at][0] != (phase, expected):
+            raise NotPeriodic
+        start = at
+        at += 1
+        while _goes_on(stretches, at, phase, expected, expected + direction if len(runs) < depth - 1 else None):
+            at += 1
+        runs.append((expected, range(stretches[start][1].start, stretches[at - 1][1].stop)))
+    return runs, at
+
+
+def _goes_on(stretches: Sequence[_Stretch], at: int, phase: str, block: int, following: int | None) -> bool:
+    """Whether a stretch is still a block's: its own, or of none where more of the block or the following one comes."""
+    if at >= len(stretches) or stretches[at][0].phase != phase:
+        return False
+    if stretches[at][0].block == block:
+        return stretches[at - 1][0].block is None  # else the turn of two sweeps
+    if following is None or stretches[at][0].block is not None or at + 1 == len(stretches):
+        return False
+    return stretches[at + 1][0] in (_Label(phase, block), _Label(phase, following))

@@ -1,0 +1,114 @@
+"""The extended record against the full simulation, event by event."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from small_runs import small_config
+
+from bptool.analysis.depth import Blocks, extended, same
+from bptool.analysis.simulation import simulate, simulate_deep
+from bptool.config.overrides import override
+from bptool.config.schema import Config
+from bptool.instruments.memory_trace import MemoryTrace
+from bptool.training.workload import transformer_workload
+
+GRID: list[dict[str, Any]] = [
+    {},
+    {"optimizer.implementation": "loop"},
+    {"optimizer.implementation": "foreach"},
+    {"optimizer.name": "adafactor"},
+    {"optimizer.name": "muon"},
+    {"optimizer.name": "sgd", "optimizer.implementation": "foreach"},
+    {"optimizer.name": "gradient-descent", "training.clip_norm": 0.0},
+    {"activation_checkpoint.policy": "full", "model.dropout": 0.1},
+    {"activation_checkpoint.policy": "full", "training.gradient_accumulation_steps": 3},
+    {"activation_checkpoint.policy": "every_k"},
+    {"model.attention": "eager", "training.loss": "plain"},
+    {"precision.mode": "bf16-mixed", "model.norm": "layernorm", "model.bias": True},
+    {"precision.mode": "bf16", "model.position": "learned", "model.tied_embeddings": False},
+    {"model.norm": "none", "model.residual": False, "optimizer.name": "adam", "optimizer.implementation": "loop"},
+]
+
+
+def deep(changes: dict[str, Any], n_layers: int) -> Config:
+    return small_config({**changes, "model.n_layers": n_layers})
+
+
+@pytest.mark.parametrize("changes", GRID, ids=lambda changes: " ".join(map(str, changes.values())) or "default")
+def test_it_is_the_full_record(changes: dict[str, Any]) -> None:
+    config = deep(changes, 10)
+    workload = transformer_workload(config)
+    found = simulate_deep(config, workload)
+    assert found.depths
+    full = simulate(config, workload)
+    assert same(found.trace, full)
+    assert (found.trace.live_bytes == full.live_bytes).all()
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 5])
+def test_a_shallow_model_is_simulated_itself(n_layers: int) -> None:
+    config = deep({}, n_layers)
+    workload = transformer_workload(config)
+    found = simulate_deep(config, workload)
+    assert found.depths == ()
+    assert same(found.trace, simulate(config, workload))
+
+
+def test_depths_are_whole_periods_apart() -> None:
+    blocks = Blocks(126, head=1, period=4)
+    low, high, deepest = blocks.depths() or (0, 0, 0)
+    assert (high - low, deepest - high) == (4, 4)
+    assert (126 - low) % 4 == 0
+
+
+class TestWhereLayersDiffer:
+    """Then nothing is extended: the full simulation's record comes back, and no depths are named."""
+
+    @staticmethod
+    def found(of_depth: Any, n_layers: int = 7) -> tuple[MemoryTrace, MemoryTrace, tuple[int, ...]]:
+        result = extended(Blocks(n_layers), of_depth)
+        return result.trace, of_depth(n_layers), result.depths
+
+    def test_every_other_block_is_recomputed_and_the_period_is_not_told(self) -> None:
+        config = deep({"activation_checkpoint.policy": "every_k"}, 7)
+
+        def of_depth(n_layers: int) -> MemoryTrace:
+            return simulate(config, transformer_workload(override(config, {"model.n_layers": n_layers})))
+
+        ours, full, depths = self.found(of_depth)
+        assert depths == ()
+        assert same(ours, full)
+
+    def test_a_width_that_grows_with_depth(self) -> None:
+        config = deep({}, 7)
+
+        def of_depth(n_layers: int) -> MemoryTrace:
+            changes = {"model.n_layers": n_layers, "model.d_ff": 32 * n_layers}
+            return simulate(config, transformer_workload(override(config, changes)))
+
+        ours, full, depths = self.found(of_depth)
+        assert depths == ()
+        assert same(ours, full)
+
+    def test_a_difference_that_the_third_depth_alone_shows(self) -> None:
+        config = deep({}, 7)
+
+        def of_depth(n_layers: int) -> MemoryTrace:
+            changes = {"model.n_layers": n_layers, "training.micro_batch_size": 2 if n_layers < 5 else 3}
+            return simulate(config, transformer_workload(override(config, changes)))
+
+        ours, full, depths = self.found(of_depth)
+        assert depths == ()
+        assert same(ours, full)
+
+
+def test_records_differ_by_a_single_byte() -> None:
+    config = deep({}, 2)
+    trace = simulate(config, transformer_workload(config))
+    last = len(trace.allocations) - 1
+    changed = [replace(a, n_bytes=a.n_bytes + (i == last)) for i, a in enumerate(trace.allocations)]
+    assert same(trace, trace)
+    assert not same(trace, MemoryTrace(changed, trace.events))
