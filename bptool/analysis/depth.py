@@ -10,7 +10,7 @@ assumed: the extension to a third depth is compared with that depth's own record
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
@@ -133,10 +133,10 @@ class _Extension:
 
     def _extend(self, extra: int) -> tuple[MemoryTrace, list[int]]:
         """With `extra` periods more; and for each allocation the one that it copies."""
-        writer = _Writer(
-            self._trace, self._places, extra * self._blocks.period, self._blocks.head + self._blocks.period
-        )
-        for run, block in self._layout(extra * self._blocks.period):
+        added, last = extra * self._blocks.period, self._blocks.head + self._blocks.period
+        upwards = {part[0].part for part in self._parts if part[0].block == 0}
+        writer = _Writer(self._trace, self._places, added, last, upwards)
+        for run, block in self._layout(added):
             writer.copy(run, block)
         for index, origin in enumerate(writer.origins):
             if origin in self._slopes:
@@ -161,10 +161,12 @@ class _Extension:
 class _Writer:
     """Writes runs one after another into a new record, each as some block's."""
 
-    def __init__(self, trace: MemoryTrace, places: dict[int, _Place], added: int, last: int) -> None:
+    def __init__(
+        self, trace: MemoryTrace, places: dict[int, _Place], added: int, last: int, upwards: Set[int]
+    ) -> None:
         self.allocations: list[Allocation] = []
         self.origins: list[int] = []
-        self._trace, self._places, self._added, self._last = trace, places, added, last
+        self._trace, self._places, self._added, self._last, self._upwards = trace, places, added, last, upwards
         self._events: list[Event] = []
         self._here: dict[_Place, int] = {}
 
@@ -176,7 +178,8 @@ class _Writer:
         """
         for number in run.events:
             event = self._trace.events[number]
-            event = event._replace(module=self._moved(event.module, run.block, block))
+            place = None if event.allocation is None else self._places[event.allocation]
+            event = event._replace(module=self._moved(event.module, run.block, block, place))
             if event.allocation is None:
                 self._events.append(event)
             elif self._trace.allocations[event.allocation].born == number:
@@ -204,7 +207,7 @@ class _Writer:
     def _allocate(self, event: Event, origin: int, block: int | None) -> None:
         allocation, place = self._trace.allocations[origin], self._places[origin]
         index = len(self.allocations)
-        module = self._moved(allocation.module, place.block, block)
+        module = self._moved(allocation.module, place.block, block, place)
         self.allocations.append(replace(allocation, module=module, born=len(self._events), died=None))
         self.origins.append(origin)
         self._here[place._replace(block=block)] = index
@@ -212,24 +215,29 @@ class _Writer:
 
     def _release(self, event: Event, origin: int, source: int | None, block: int | None) -> None:
         place = self._places[origin]
-        owner = None if place.block is None else self._other(place.block, source, block)
+        owner = None if place.block is None else self._other(place.block, source, block, place)
         index = self._here.pop(place._replace(block=owner), None)
         if index is None:
             raise NotPeriodic
         self.allocations[index].died = len(self._events)
         self._events.append(event._replace(allocation=index))
 
-    def _other(self, other: int, source: int | None, block: int | None) -> int:
+    def _other(self, other: int, source: int | None, block: int | None, place: _Place | None) -> int:
         """The block that `other` becomes where the run of `source` becomes that of `block`.
 
-        Seen from a block, another one is some blocks up or down; seen from outside, it is at one of the ends.
+        Seen from a block, another one is some blocks up or down. Seen from outside it is at one of the ends; an inner
+        one's allocation (at `place`) is then one of the sweep's last, so it is nearer to the end where that went up.
         """
-        if source is None or block is None:
-            return other if other < self._last else other + self._added
-        return other + block - source
+        if source is not None and block is not None:
+            return other + block - source
+        at_the_end = other >= self._last or (other > 0 and place is not None and place.part in self._upwards)
+        return other + self._added if at_the_end else other
 
-    def _moved(self, module: str, source: int | None, block: int | None) -> str:
-        return _BLOCK.sub(lambda found: f"blocks.{self._other(int(found[1]), source, block)}", module, count=1)
+    def _moved(self, module: str, source: int | None, block: int | None, place: _Place | None) -> str:
+        found = _BLOCK.match(module)
+        if found is None:
+            return module
+        return f"blocks.{self._other(int(found[1]), source, block, place)}{module[found.end() :]}"
 
 
 def _made_in(trace: MemoryTrace, run: _Run) -> Iterator[int]:
