@@ -54,6 +54,11 @@ def segment_size(block_bytes: int) -> int:
     return -(-block_bytes // OWN_SEGMENT_ROUNDING_BYTES) * OWN_SEGMENT_ROUNDING_BYTES
 
 
+def smallest_rest(block_bytes: int) -> int:
+    """Bytes that a block of a rounded size has to leave for the rest to be a block of its own."""
+    return ROUNDING_BYTES if block_bytes <= LARGEST_SMALL_REQUEST else LARGEST_SMALL_REQUEST + 1
+
+
 class Block:
     """A part of a segment: in use for one request, or free.
 
@@ -110,9 +115,8 @@ class Block:
 class Pool:
     """The free blocks of one kind of request, by size and then by address."""
 
-    def __init__(self, smallest_rest: int) -> None:
-        self.smallest_rest = smallest_rest
-        """Bytes that have to be left for a block to be split."""
+    def __init__(self, *, is_large: bool) -> None:
+        self.is_large = is_large
         self._free: list[tuple[int, int, Block]] = []
 
     def add(self, block: Block) -> None:
@@ -163,8 +167,7 @@ class CachingAllocator:
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
         self._capacity = capacity_bytes
-        self._small = Pool(smallest_rest=ROUNDING_BYTES)
-        self._large = Pool(smallest_rest=LARGEST_SMALL_REQUEST + 1)
+        self._small, self._large = Pool(is_large=False), Pool(is_large=True)
         self._segments: dict[int, Block] = {}  # by address, the first block, which stays the same object
         self._next_address = FIRST_ADDRESS
         self.allocated_bytes = 0
@@ -179,7 +182,7 @@ class CachingAllocator:
         block = pool.take(size) or self._reserve(size, pool, owner)
         if block is None:
             return None
-        if block.n_bytes - size >= pool.smallest_rest:
+        if block.n_bytes - size >= smallest_rest(size):
             pool.add(block.split(size))
         block.requested_bytes, block.owner = n_bytes, owner
         self.allocated_bytes += block.n_bytes
