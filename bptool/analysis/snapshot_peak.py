@@ -34,7 +34,7 @@ class LiveBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class SnapshotPeak:
-    """The moment when most was allocated.
+    """The moment when most was allocated; the first, if there are several.
 
     Attributes:
         allocated_bytes: then (`torch.cuda.max_memory_allocated`).
@@ -51,7 +51,8 @@ def peak_of(snapshot: Snapshot) -> SnapshotPeak:
     """The peak since the recording began; without a recording, what is there at the end.
 
     The bytes are those that PyTorch counts, except for blocks that were there before the recording began and are gone
-    at its end: of these the file has only what was asked for.
+    at its end: of these the file has only what was asked for. Other settings of `PYTORCH_CUDA_ALLOC_CONF` than
+    `expandable_segments` can make blocks larger than is known here.
     """
     segments, live, reserved = _beginning(snapshot)
     walk = _Walk(segments, live)

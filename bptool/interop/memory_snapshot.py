@@ -116,11 +116,11 @@ def write_snapshot_file(path: Path, snapshot: Snapshot) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    frames = _FrameDicts()
+    stacks = _Stacks()
     traces: list[list[dict[str, Any]]] = [[] for _ in range(snapshot.device + 1)]
-    traces[snapshot.device] = [_entry_dict(number, entry, frames) for number, entry in enumerate(snapshot.history)]
+    traces[snapshot.device] = [_entry_dict(number, entry, stacks) for number, entry in enumerate(snapshot.history)]
     document = {
-        "segments": [_segment_dict(snapshot.device, segment, frames) for segment in snapshot.segments],
+        "segments": [_segment_dict(snapshot.device, segment, stacks) for segment in snapshot.segments],
         "device_traces": traces,
         "allocator_settings": _SETTINGS,
         "external_annotations": [],
@@ -135,22 +135,15 @@ def write_snapshot_file(path: Path, snapshot: Snapshot) -> None:
         raise StorageError(f"snapshot '{path}' cannot be written: {error.strerror or error}") from error
 
 
-class _FrameDicts:
-    """Equal stacks are one object, so that they lie in the file once."""
+class _Stacks(dict[Frames, list[dict[str, Any]]]):
+    """Equal stacks are one object, so that each lies in the file once."""
 
-    def __init__(self) -> None:
-        self._frames: dict[Frame, dict[str, Any]] = {}
-        self._stacks: dict[Frames, list[dict[str, Any]]] = {}
-
-    def __call__(self, frames: Frames) -> list[dict[str, Any]]:
-        stack = self._stacks.get(frames)
-        if stack is None:
-            stack = [self._frames.setdefault(frame, frame._asdict()) for frame in frames]
-            self._stacks[frames] = stack
-        return stack
+    def __missing__(self, frames: Frames) -> list[dict[str, Any]]:
+        self[frames] = [frame._asdict() for frame in frames]
+        return self[frames]
 
 
-def _entry_dict(number: int, entry: Entry, frames: _FrameDicts) -> dict[str, Any]:
+def _entry_dict(number: int, entry: Entry, stacks: _Stacks) -> dict[str, Any]:
     # No key `category`: the viewer takes it for a list of categories of its own, and stumbles.
     return {
         "action": entry.action,
@@ -158,11 +151,11 @@ def _entry_dict(number: int, entry: Entry, frames: _FrameDicts) -> dict[str, Any
         "size": entry.n_bytes,
         "stream": 0,
         "time_us": number,
-        "frames": frames(entry.frames),
+        "frames": stacks[entry.frames],
     }
 
 
-def _segment_dict(device: int, segment: Segment, frames: _FrameDicts) -> dict[str, Any]:
+def _segment_dict(device: int, segment: Segment, stacks: _Stacks) -> dict[str, Any]:
     allocated = [block for block in segment.blocks if block.allocated]
     allocated_bytes = sum(block.n_bytes for block in allocated)
     return {
@@ -176,18 +169,18 @@ def _segment_dict(device: int, segment: Segment, frames: _FrameDicts) -> dict[st
         "segment_type": "large" if segment.is_large else "small",
         "segment_pool_id": (0, 0),
         "is_expandable": segment.is_expandable,
-        "frames": frames(segment.frames),
-        "blocks": [_block_dict(block, frames) for block in segment.blocks],
+        "frames": stacks[segment.frames],
+        "blocks": [_block_dict(block, stacks) for block in segment.blocks],
     }
 
 
-def _block_dict(block: Block, frames: _FrameDicts) -> dict[str, Any]:
+def _block_dict(block: Block, stacks: _Stacks) -> dict[str, Any]:
     return {
         "address": block.address,
         "size": block.n_bytes,
         "requested_size": block.requested_bytes,
         "state": "active_allocated" if block.allocated else "inactive",
-        "frames": frames(block.frames),
+        "frames": stacks[block.frames],
     }
 
 

@@ -95,6 +95,22 @@ def test_by_hand() -> None:
     assert [difference.excess_bytes for difference in found.differences] == [19 * MIB, -9 * MIB, 2048]
 
 
+def test_what_was_asked_for_is_matched_and_not_what_was_given() -> None:
+    """19 MiB in a block of 20, because that was free."""
+    block = Block(0, 20 * MIB, 19 * MIB - 1, True, ())
+    found = diff(record([19 * MIB]), 0, Snapshot(0, (Segment(0, True, False, (), (block,)),), ()))
+    assert found.differences == ()
+    assert found.estimate == found.snapshot
+
+
+def test_the_most_frequent_source_is_first() -> None:
+    names = ["a", "b", "b", "c", "c", "c"]
+    trace = record([Allocation(512, "inputs", name, "", "", "", 0) for name in names])
+    found = diff(trace, 5, holding(*((1024, (Frame("x.py", 1, name),)) for name in names)))
+    for difference, sources in zip(found.differences, ("snapshot", "estimate"), strict=True):
+        assert [source.blocks_count for source in getattr(difference, sources)] == [3, 2, 1]
+
+
 def test_a_step_equals_its_own_snapshot() -> None:
     config = small_config()
     trace = simulate(config, transformer_workload(config))

@@ -72,11 +72,18 @@ def test_segments_that_came_and_went() -> None:
     assert peak.blocks == [LiveBlock(19 * MIB, 20 * MIB, HERE)]
 
 
+def test_the_first_of_equal_peaks() -> None:
+    history = (Entry("alloc", 0, 512, HERE), Entry("free_requested", 0, 512, ()), Entry("alloc", 0, 511, ()))
+    peak = peak_of(Snapshot(0, (plain(0, (512, 511), (20 * MIB - 512, 0)),), history))
+    assert peak.blocks == [LiveBlock(512, 512, HERE)]
+
+
 def test_a_recording_may_leave_out_either_half_of_a_release() -> None:
-    end = (plain(0, (20 * MIB, 0)),)
     for half in ("free_requested", "free_completed"):
-        history = (Entry("alloc", 0, 512, HERE), Entry(half, 0, 512, ())) * 2
-        assert peak_of(Snapshot(0, end, history)).allocated_bytes == 512
+        moves = [(address, action) for address in (0, 512, 1024) for action in ("alloc", half)]
+        history = tuple(Entry(action, address, 512, HERE) for address, action in moves)
+        assert peak_of(Snapshot(0, (plain(0, (20 * MIB, 0)),), history)).allocated_bytes == 512
+        assert peak_of(Snapshot(0, (plain(0, (20 * MIB, 0)),), history[1::2])).allocated_bytes == 3 * 512
 
 
 def test_a_recording_without_releases_reuses_addresses() -> None:
