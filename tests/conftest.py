@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["command_line"]
+pytest_plugins = ["command_line", "headless_browser"]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bptool.report.html.page import page
+
 CHECKOUT = Path(__file__).parent.parent
 
 
@@ -44,6 +46,15 @@ def test_every_preset_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     assert where.startswith(str(installed))
     in_checkout = {f"{path.stem} {len(path.read_text())}" for path in (CHECKOUT / "configs").glob("*.toml")}
     assert set(presets) == in_checkout
+
+
+@pytest.mark.slow
+def test_a_page_is_made_whole_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """Its style and script are files of the package."""
+    script = "from bptool.report.html.page import page; import sys; sys.stdout.write(page('train', 'a', 'b', []))"
+    done = run_installed(installed, ["-c", script], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == page("train", "a", "b", [])
 
 
 @pytest.mark.slow

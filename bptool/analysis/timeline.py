@@ -26,7 +26,7 @@ STACK: tuple[Category, ...] = (
 )
 """The categories from the bottom of a picture to its top: what stays longest lies lowest."""
 
-_SMALLEST_SHARE = 0.06  # of a picture's width, for a phase of few events: enough to see it, and to name it
+_SMALLEST_SHARE = 0.07  # of a picture's width, for a phase of few events: enough to see it, and to name it
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 

@@ -27,3 +27,9 @@ def quoted(text: str) -> str:
 def next_commands(commands: Sequence[str]) -> str:
     """What to do next, ready to paste."""
     return "\n".join(["next:", *(f"  {command}" for command in commands)])
+
+
+def place(phase: str, op: str, module: str) -> str:
+    """Where in a step: `forward · aten.mm in blocks.3`; what is not known is left out."""
+    where = " in ".join(word for word in (op, module) if word)
+    return " · ".join(word for word in (phase, where) if word)

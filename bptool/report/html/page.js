@@ -1,0 +1,119 @@
+"use strict";
+// What a page does beyond what HTML does by itself: charts are read out under a pointer or by keys, trees unfold at
+// once. Without this script a page shows the same figures for each chart's marked instant.
+
+// A number to so many decimals; of two that are equally near, the even one, as Python does.
+function rounded(value, decimals) {
+  const scaled = value * 10 ** decimals, low = Math.floor(scaled), rest = scaled - low;
+  const up = rest > 0.5 || (rest === 0.5 && low % 2 === 1);
+  return ((low + up) / 10 ** decimals).toFixed(decimals);
+}
+
+// Bytes as bptool's own `format_bytes` writes them.
+function formatBytes(bytes) {
+  for (const [power, unit] of [[40, "TiB"], [30, "GiB"], [20, "MiB"], [10, "KiB"]]) {
+    if (Math.abs(bytes) >= 2 ** power) return `${rounded(bytes / 2 ** power, 2)} ${unit}`;
+  }
+  return `${bytes} B`;
+}
+
+// The last place in a sorted list whose value is at most `value`.
+function lastAtMost(sorted, value) {
+  let low = 0, high = sorted.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (sorted[middle] <= value) low = middle; else high = middle - 1;
+  }
+  return low;
+}
+
+function fillDetails(rows, details, texts) {
+  rows.forEach((row, i) => {
+    const [bytes, label] = row.cells;
+    bytes.className = "number";
+    bytes.textContent = "";
+    label.replaceChildren();
+    if (i >= details.length) return;
+    const [text, kind, count, held] = details[i];
+    bytes.textContent = formatBytes(held);
+    const swatch = document.createElement("span");
+    swatch.className = `swatch ${texts[kind]}`;
+    swatch.setAttribute("aria-hidden", "true");
+    const code = document.createElement("code");
+    code.textContent = texts[text];
+    label.append(swatch, count > 1 ? `${count} × ` : "", code);
+  });
+}
+
+function liven(chart) {
+  const data = JSON.parse(chart.querySelector("script").textContent);
+  const find = (selector) => chart.querySelector(selector);
+  const plot = find(".plot"), crosshair = find(".crosshair"), release = find(".release");
+  const rows = [...chart.querySelectorAll(".details tr")];
+  const last = data.where.length - 1;
+  const totals = data.where.map((_, i) => data.layers.reduce((sum, layer) => sum + layer[i], 0));
+  let current = data.shown, pinned = false;
+
+  function show(i) {
+    current = i;
+    const layer = (key) => find(`[data-layer="${key}"]`).cells;
+    const write = (key, bytes) => {
+      const [, amount, share] = layer(key);
+      amount.textContent = formatBytes(bytes);
+      share.textContent = `${rounded((100 * bytes) / Math.max(totals[i], 1), 1)}%`;
+    };
+    data.layers.forEach((values, key) => write(key, values[i]));
+    write("total", totals[i]);
+    fillDetails(rows, data.details[i], data.texts);
+    const where = data.texts[data.where[i]];
+    find(".moment").textContent = i === data.shown ? "At the peak" : pinned ? "Pinned" : "Here";
+    find(".place").textContent = where;
+    crosshair.style.left = `${50 * (data.edges[i] + data.edges[i + 1])}%`;
+    crosshair.hidden = i === data.shown;
+    release.hidden = !pinned;
+    plot.setAttribute("aria-valuenow", i);
+    plot.setAttribute("aria-valuetext", `${formatBytes(totals[i])}, ${where}`);
+  }
+
+  function pin(i) { pinned = i !== data.shown; show(i); }
+
+  function at(event) {
+    const box = plot.getBoundingClientRect();
+    return Math.min(lastAtMost(data.edges, (event.clientX - box.left) / box.width), last);
+  }
+
+  const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -20, PageDown: 20, Home: -Infinity, End: Infinity };
+  function press(event) {
+    if (event.key === "Escape") pin(data.shown);
+    else if (event.key in steps) pin(Math.max(0, Math.min(last, current + steps[event.key])));
+    else return;
+    event.preventDefault();
+  }
+
+  const slider = { role: "slider", tabindex: 0, "aria-label": "instant of the step", "aria-valuemin": 0, "aria-valuemax": last };
+  for (const [name, value] of Object.entries(slider)) plot.setAttribute(name, value);
+  plot.addEventListener("pointermove", (event) => { if (!pinned) show(at(event)); });
+  plot.addEventListener("pointerleave", () => { if (!pinned) show(data.shown); });
+  plot.addEventListener("click", (event) => { pin(pinned ? data.shown : at(event)); });
+  plot.addEventListener("keydown", press);
+  release.addEventListener("click", () => { pin(data.shown); plot.focus(); });
+  for (const button of document.querySelectorAll(`[data-shows="${chart.id}"]`)) {
+    button.disabled = false;
+    button.addEventListener("click", () => { pin(Number(button.dataset.instant)); chart.scrollIntoView({ block: "nearest" }); });
+  }
+  show(data.shown);
+}
+
+function foldable(tree) {
+  const button = tree.querySelector(".unfold"), all = [...tree.querySelectorAll("details")];
+  button.hidden = all.every((details) => details.open);
+  let open = true;
+  button.addEventListener("click", () => {
+    all.forEach((details, i) => { details.open = open || i === 0; });
+    button.textContent = open ? "Fold all" : "Unfold all";
+    open = !open;
+  });
+}
+
+document.querySelectorAll("figure.chart").forEach(liven);
+document.querySelectorAll(".tree").forEach(foldable);
