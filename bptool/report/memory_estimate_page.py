@@ -165,9 +165,9 @@ def _instant(point: Point, timeline: Timeline) -> Instant:
     details = []
     for share in point.largest:
         kind = timeline.kinds[share.kind]
-        label = f"{kind.tensor} {kind.op}" + (f" in {kind.module}" if kind.module else "")
-        details.append(Detail(label, _kind(kind.category), share.count, share.n_bytes))
-    return Instant(place(point.phase, point.op, point.module), details)
+        where = place("", kind.op, kind.module)
+        details.append(Detail(kind.tensor, where, _kind(kind.category), share.count, share.n_bytes))
+    return Instant(place(point.phase or "after the step", point.op, point.module), details)
 
 
 def _categories(estimate: MemoryEstimate) -> Element:
@@ -186,7 +186,7 @@ def _categories(estimate: MemoryEstimate) -> Element:
             ]
         )
     headings = [Column("category"), Column("what it is", "aside"), Column("", "aside"), Column("at the peak", "number")]
-    return table([*headings, Column("", "number"), Column("its own maximum", "number")], rows)
+    return table([*headings, Column("", "aside number"), Column("its own maximum", "number")], rows)
 
 
 def _phases(estimate: MemoryEstimate, timeline: Timeline, chart: StackedArea) -> Element:
@@ -208,7 +208,7 @@ def _phases(estimate: MemoryEstimate, timeline: Timeline, chart: StackedArea) ->
         Column("phase"),
         Column("", "aside"),
         Column("peak", "number"),
-        Column("of the step's", "number"),
+        Column("of the step's", "aside number"),
         Column("where"),
     ]
     return table(columns, rows, emphasized)
@@ -223,7 +223,7 @@ def _what_if(estimate: MemoryEstimate) -> Element:
             Column("", "aside"),
             Column("peak", "number"),
             Column("saves", "number"),
-            Column("", "number"),
+            Column("", "aside number"),
         ],
         rows,
     )

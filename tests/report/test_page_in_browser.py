@@ -68,11 +68,11 @@ def test_the_pointer_reads_out_an_instant(opened: Callable[..., Tab]) -> None:
         point = timeline.points[index]
         tab.point_at(".plot", across)
         assert tab.text(".moment") == "Here"
-        assert tab.text(".place") == place(point.phase, point.op, point.module)
+        assert tab.text(".place") == place(point.phase or "after the step", point.op, point.module)
         assert held(tab) == format_bytes(point.total_bytes)
         layers = [tab.text(f"[data-layer='{i}'] td") for i in range(len(point.held_bytes))]
         assert layers == [format_bytes(n_bytes) for n_bytes in point.held_bytes]
-        assert tab.value("document.querySelectorAll('.details code').length") == len(point.largest)
+        assert tab.value("document.querySelectorAll('.details code').length") == 2 * len(point.largest)
         assert tab.value("document.querySelector('.crosshair').checkVisibility()")
     tab.point_at("h1")
     assert (tab.text(".moment"), held(tab)) == ("At the peak", format_bytes(peak.total_bytes))
@@ -109,7 +109,7 @@ def test_keys_walk_through_the_step(opened: Callable[..., Tab]) -> None:
     tab.press(*ARROW_RIGHT)
     tab.press(*ARROW_RIGHT)
     point = timeline.points[timeline.peak + 2]
-    said = f"{format_bytes(point.total_bytes)}, {place(point.phase, point.op, point.module)}"
+    said = f"{format_bytes(point.total_bytes)}, {place(point.phase or 'after the step', point.op, point.module)}"
     assert tab.value("document.querySelector('.plot').ariaValueText") == said
     tab.press(*END)
     assert held(tab) == format_bytes(timeline.points[-1].total_bytes)

@@ -36,9 +36,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Detail:
-    """Something that is held at an instant: `count` times what the label says, `n_bytes` together."""
+    """Something that is held at an instant, `count` times, `n_bytes` together.
 
-    label: str
+    Attributes:
+        what, where: in words, one line each.
+        kind: CSS class of the series that it is part of.
+    """
+
+    what: str
+    where: str
     kind: str
     count: int
     n_bytes: int
@@ -254,8 +260,9 @@ def _detail_row(detail: Detail | None) -> Element:
     if detail is None:
         return element("tr", None, element("td"), element("td"))
     times = f"{detail.count} × " if detail.count > 1 else ""
-    label = element("td", None, swatch(detail.kind), times, element("code", None, detail.label))
-    return element("tr", None, styled("td", "number", format_bytes(detail.n_bytes)), label)
+    what = styled("div", "one-line", swatch(detail.kind), times, element("code", None, detail.what))
+    where = element("div", {"class": "one-line muted", "title": detail.where}, element("code", None, detail.where))
+    return element("tr", None, styled("td", "number", format_bytes(detail.n_bytes)), element("td", None, what, where))
 
 
 def _data(chart: StackedArea) -> dict[str, Any]:
@@ -267,7 +274,8 @@ def _data(chart: StackedArea) -> dict[str, Any]:
 
     where = [number(instant.where) for instant in chart.instants]
     details = [
-        [[number(d.label), number(d.kind), d.count, d.n_bytes] for d in instant.details] for instant in chart.instants
+        [[number(d.what), number(d.where), number(d.kind), d.count, d.n_bytes] for d in instant.details]
+        for instant in chart.instants
     ]
     return {
         "edges": list(chart.edges),

@@ -27,6 +27,13 @@ function lastAtMost(sorted, value) {
   return low;
 }
 
+function make(tag, kind, ...children) {
+  const made = document.createElement(tag);
+  made.className = kind;
+  made.append(...children);
+  return made;
+}
+
 function fillDetails(rows, details, texts) {
   rows.forEach((row, i) => {
     const [bytes, label] = row.cells;
@@ -34,14 +41,13 @@ function fillDetails(rows, details, texts) {
     bytes.textContent = "";
     label.replaceChildren();
     if (i >= details.length) return;
-    const [text, kind, count, held] = details[i];
+    const [what, where, kind, count, held] = details[i];
     bytes.textContent = formatBytes(held);
-    const swatch = document.createElement("span");
-    swatch.className = `swatch ${texts[kind]}`;
+    const swatch = make("span", `swatch ${texts[kind]}`);
     swatch.setAttribute("aria-hidden", "true");
-    const code = document.createElement("code");
-    code.textContent = texts[text];
-    label.append(swatch, count > 1 ? `${count} × ` : "", code);
+    const place = make("div", "one-line muted", make("code", "", texts[where]));
+    place.title = texts[where];
+    label.append(make("div", "one-line", swatch, count > 1 ? `${count} × ` : "", make("code", "", texts[what])), place);
   });
 }
 

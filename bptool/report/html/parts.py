@@ -37,11 +37,11 @@ class Column:
     """A column of a table.
 
     Attributes:
-        kind: `number` is set to the right; `aside` is left out where there is little room.
+        kind: a number is set to the right; what is aside is left out where there is little room.
     """
 
     heading: str
-    kind: Literal["text", "number", "aside"] = "text"
+    kind: Literal["text", "number", "aside", "aside number"] = "text"
 
 
 Cell = Element | str

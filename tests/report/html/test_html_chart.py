@@ -22,8 +22,8 @@ CHART = StackedArea(
     series=[Series("low", "c-low", [100, 100, 300]), Series("high", "c-high", [0, 400, 100])],
     instants=[
         Instant("at first", []),
-        Instant("then", [Detail("float32[9]", "c-high", 2, 400)]),
-        Instant("at last", [Detail("float32[1]", "c-low", 1, 4)]),
+        Instant("then", [Detail("float32[9]", "aten.mm", "c-high", 2, 400)]),
+        Instant("at last", [Detail("float32[1]", "aten.add in a", "c-low", 1, 4)]),
     ],
     bands=[Band("forward", 0, 2), Band("backward", 2, 3), Band("recompute", 1, 2, level=1)],
     shown=1,
@@ -106,7 +106,7 @@ def test_the_read_out_without_a_script() -> None:
     begin = words.index("At the peak")
     expected = ["At the peak", "then", "back to the peak", "held", "high", "400 B", "80.0%", "low", "100 B", "20.0%"]
     assert words[begin:] == [
-        *expected, "together", "500 B", "100.0%", "largest", "400 B", "2 × ", "float32[9]"
+        *expected, "together", "500 B", "100.0%", "largest", "400 B", "2 × ", "float32[9]", "aten.mm"
     ]  # fmt: skip
 
 
@@ -117,10 +117,10 @@ def test_what_the_script_reads() -> None:
     texts = data["texts"]
     assert data["layers"] == [[100, 100, 300], [0, 400, 100]]
     assert [texts[i] for i in data["where"]] == ["at first", "then", "at last"]
-    assert [[(texts[a], texts[b], n, m) for a, b, n, m in d] for d in data["details"]] == [
+    assert [[(texts[a], texts[b], texts[c], n, m) for a, b, c, n, m in d] for d in data["details"]] == [
         [],
-        [("float32[9]", "c-high", 2, 400)],
-        [("float32[1]", "c-low", 1, 4)],
+        [("float32[9]", "aten.mm", "c-high", 2, 400)],
+        [("float32[1]", "aten.add in a", "c-low", 1, 4)],
     ]
     assert (data["edges"], data["shown"]) == ([0.0, 0.25, 0.5, 1.0], 1)
 
