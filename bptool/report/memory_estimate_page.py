@@ -7,6 +7,7 @@ from xml.etree.ElementTree import Element
 from bptool.analysis.memory_estimate import CategoryBytes, MemoryEstimate, WhatIf
 from bptool.analysis.timeline import STACK, Point, Timeline
 from bptool.instruments.memory_trace import Category
+from bptool.report.categories import LOOKS
 from bptool.report.html.chart import (
     Band,
     Detail,
@@ -37,14 +38,6 @@ from bptool.report.module_tree import ModuleNode, module_tree
 from bptool.report.text import place
 from bptool.units import format_bytes, format_count
 
-WORDS: dict[Category, tuple[str, str]] = {
-    "parameters": ("parameters", "weights and buffers"),
-    "optimizer_state": ("optimizer state", "what the update rule remembers of each parameter"),
-    "inputs": ("inputs", "the step's batches"),
-    "gradients": ("gradients", "of the parameters"),
-    "activations": ("activations", "what the forward leaves behind for the backward"),
-    "temporaries": ("temporaries", "what an operation needs for a moment"),
-}
 _LIMIT_IN_VIEW = 1.5  # of the peak: a capacity far above it would squeeze the picture
 
 
@@ -85,7 +78,9 @@ def _answer(estimate: MemoryEstimate) -> Element:
 
 
 def _meter(estimate: MemoryEstimate) -> Element:
-    amounts = [(WORDS[category][0], n_bytes, _kind(category)) for category, n_bytes in _held(estimate.at_peak).items()]
+    amounts = [
+        (LOOKS[category].name, n_bytes, _kind(category)) for category, n_bytes in _held(estimate.at_peak).items()
+    ]
     amounts.append(
         ("reserved, not allocated", estimate.peak_reserved_bytes - estimate.peak_allocated_bytes, "c-reserved")
     )
@@ -149,7 +144,7 @@ def _chart(estimate: MemoryEstimate, timeline: Timeline) -> StackedArea:
         f" at {place(peak.phase, peak.op, peak.module)}.",
         edges=timeline.edges,
         series=[
-            Series(WORDS[category][0], _kind(category), [point.held_bytes[i] for point in timeline.points])
+            Series(LOOKS[category].name, _kind(category), [point.held_bytes[i] for point in timeline.points])
             for i, category in enumerate(STACK)
         ],
         instants=[_instant(point, timeline) for point in timeline.points],
@@ -173,12 +168,12 @@ def _instant(point: Point, timeline: Timeline) -> Instant:
 def _categories(estimate: MemoryEstimate) -> Element:
     at_peak, maximum = _held(estimate.at_peak), _held(estimate.maximum)
     rows: list[list[Element | str]] = []
-    for category, (name, meaning) in WORDS.items():
+    for category, look in LOOKS.items():
         share = at_peak[category] / max(estimate.peak_allocated_bytes, 1)
         rows.append(
             [
-                element("span", None, swatch(_kind(category)), name),
-                styled("span", "muted", meaning),
+                element("span", None, swatch(_kind(category)), look.name),
+                styled("span", "muted", look.meaning),
                 bar(share, _kind(category)),
                 format_bytes(at_peak[category]),
                 f"{share:.1%}",
