@@ -239,7 +239,8 @@ def _change_row(change: WhatIf, peak: int) -> list[Element | str]:
 def _modules(estimate: MemoryEstimate) -> Element:
     root = module_tree(estimate.modules)
     columns = [Column("module"), Column("parameters", "number"), Column("activations at the peak", "number")]
-    return tree_table(columns, _node(root, root))
+    lead = "Each row holds what is inside it too. Layers that are alike share a row, and it holds them all."
+    return element("div", None, styled("p", "lead", lead), tree_table(columns, _node(root, root)))
 
 
 def _node(module: ModuleNode, root: ModuleNode) -> Node:
@@ -247,7 +248,7 @@ def _node(module: ModuleNode, root: ModuleNode) -> Node:
         return [bar(n_bytes / max(whole, 1), kind), styled("span", "number", format_bytes(n_bytes))]
 
     return Node(
-        module.name,
+        module.name if module.count == 1 else f"{module.name} ({module.count} alike)",
         [
             cell(module.parameters_bytes, root.parameters_bytes, "c-parameters"),
             cell(module.activations_bytes, root.activations_bytes, "c-activations"),

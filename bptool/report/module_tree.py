@@ -1,9 +1,9 @@
-"""Modules by dotted name, as the tree that they are."""
+"""Modules by dotted name, as the tree that they are; layers that are alike are one row of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bptool.analysis.memory_estimate import ModuleBytes
 
@@ -13,14 +13,16 @@ class ModuleNode:
     """A module with all that is inside it.
 
     Attributes:
-        name: the last part of its dotted name.
-        parameters_bytes, activations_bytes: its own and those of the modules inside it.
+        name: the last part of its dotted name; of layers that are alike `0 to 11`.
+        parameters_bytes, activations_bytes: its own and those of the modules inside it, of all that are alike together.
+        count: how many are alike.
     """
 
     name: str
     parameters_bytes: int = 0
     activations_bytes: int = 0
     children: dict[str, ModuleNode] = field(default_factory=dict)
+    count: int = 1
 
 
 def module_tree(modules: Iterable[ModuleBytes]) -> ModuleNode:
@@ -33,4 +35,36 @@ def module_tree(modules: Iterable[ModuleBytes]) -> ModuleNode:
                 node = node.children.setdefault(part, ModuleNode(part))
             node.parameters_bytes += module.parameters_bytes
             node.activations_bytes += module.activations_bytes
-    return root
+    return _gathered(root)
+
+
+def _gathered(node: ModuleNode) -> ModuleNode:
+    """The same, with numbered neighbours of the same figures, inside too, as one."""
+    children = [_gathered(child) for child in node.children.values()]
+    groups: list[list[ModuleNode]] = []
+    for child in children:
+        if groups and _are_alike(groups[-1][-1], child):
+            groups[-1].append(child)
+        else:
+            groups.append([child])
+    together = [group[0] if len(group) == 1 else _together(group) for group in groups]
+    return replace(node, children={child.name: child for child in together})
+
+
+def _are_alike(first: ModuleNode, second: ModuleNode) -> bool:
+    numbered = first.name.isdecimal() and second.name.isdecimal() and int(first.name) + 1 == int(second.name)
+    return numbered and replace(first, name=second.name) == second
+
+
+def _together(group: list[ModuleNode]) -> ModuleNode:
+    return replace(_times(group[0], len(group)), name=f"{group[0].name} to {group[-1].name}")
+
+
+def _times(node: ModuleNode, count: int) -> ModuleNode:
+    return ModuleNode(
+        node.name,
+        node.parameters_bytes * count,
+        node.activations_bytes * count,
+        {name: _times(child, count) for name, child in node.children.items()},
+        node.count * count,
+    )

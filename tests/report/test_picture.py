@@ -109,7 +109,7 @@ def test_names_that_would_collide_go_below_each_other() -> None:
     spans = [Span(name, 0, i, i + 1) for i, name in enumerate(["data", "forward", "backward", "clip", "optimizer"])]
     flat = of_points([point({"inputs": 8})] * 5, spans)
     lines = picture(flat, width=40, height=2).plain.split("\n")
-    # An axis of 6 places leaves 34 columns; the phases begin at 0, 6, 13, 20 and 27, and the last name ends at the edge.
+    # An axis of 6 places leaves 34 columns; phases begin at 0, 6, 13, 20 and 27, and the last name ends at the edge.
     assert lines[4] == " " * 6 + "data  forward       clip optimizer"
     assert lines[5] == " " * 6 + " " * 13 + "backward"
 

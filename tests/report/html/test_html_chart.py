@@ -80,7 +80,10 @@ def test_areas_are_bytes_times_width(columns: list[list[int]]) -> None:
     chart = replace(CHART, edges=edges, series=series, instants=instants, bands=[], shown=0)
     found = paths(stacked_area(chart))
     top = max(*(sum(column) for column in columns), 1) * 1.12
-    for one in series:
+    for i, one in enumerate(series):
+        if path := found.get(f"area {one.kind}"):  # it reaches up to the highest of what it and those below it hold
+            highest = max(sum(column[: i + 1]) for column in columns)
+            assert min(y for _, y in turning_points(path)) == pytest.approx((1 - highest / top) * 1000, abs=0.06)
         expected = sum(one.values) / len(columns) / top * 1000 * 1000
         assert area_of(found.get(f"area {one.kind}", "M0 0")) == pytest.approx(expected, abs=150)  # a tenth of a place
 
