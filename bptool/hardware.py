@@ -7,40 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bptool.errors import DeviceError
+from bptool.gpus import gpu_reporting
 
 if TYPE_CHECKING:
     import torch
 
-# Dense matrix rates in FLOP/s for bf16 (fp16 alike) and tf32 on the tensor cores, and fp32 outside them, as NVIDIA's
-# data sheets state them without sparsity. The key is whole words of `torch.cuda.get_device_name()`, the longest match
-# wins; a word of `_VARIANTS` that the key does not hold makes it another product (or a slice of one).
-_GPU_PEAKS: dict[str, dict[str, float]] = {
-    "B200": {"bf16": 2250e12, "tf32": 1125e12, "fp32": 75e12},
-    "H200 NVL": {"bf16": 835.5e12, "tf32": 417.5e12, "fp32": 60e12},
-    "H200": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
-    "H100 PCIe": {"bf16": 756e12, "tf32": 378e12, "fp32": 51.2e12},
-    "H100 NVL": {"bf16": 835e12, "tf32": 417.5e12, "fp32": 60e12},
-    "H100": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
-    "GH200": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
-    "A100": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
-    "A800": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
-    "A10G": {"bf16": 70e12, "tf32": 35e12, "fp32": 35e12},
-    "L40S": {"bf16": 362.05e12, "tf32": 183e12, "fp32": 91.6e12},
-    "L4": {"bf16": 121e12, "tf32": 60e12, "fp32": 30.3e12},
-    "V100": {"bf16": 125e12, "tf32": 15.7e12, "fp32": 15.7e12},  # fp16's; it has no bf16 or tf32 units
-    "RTX 4090": {"bf16": 165.2e12, "tf32": 82.6e12, "fp32": 82.6e12},
-    "RTX 3090": {"bf16": 71e12, "tf32": 35.6e12, "fp32": 35.6e12},
-}
-_VARIANTS = {"NVL", "Laptop", "Max-Q", "Ti", "D", "SUPER", "MIG"}
+_STANDING_IN: ContextVar[bool] = ContextVar("standing_in_for_cuda", default=False)
 _MEMINFO, _CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _RATE_OF_MODE = {"fp32": "fp32", "tf32": "tf32", "bf16-mixed": "bf16", "bf16": "bf16", "fp16-mixed": "bf16"}
 
@@ -56,6 +38,21 @@ class PeakRate:
 
     flops_per_s: float | None
     source: str
+
+
+@contextmanager
+def standing_in_for_cuda_tensors() -> Iterator[None]:
+    """While entered, code that asks `acts_as_cuda` does with CPU tensors what it would do with CUDA's."""
+    token = _STANDING_IN.set(True)
+    try:
+        yield
+    finally:
+        _STANDING_IN.reset(token)
+
+
+def acts_as_cuda(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is CUDA's, or stands in for one in a simulation; ask this instead of `is_cuda`."""
+    return tensor.is_cuda or _STANDING_IN.get()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -95,11 +92,10 @@ def peak_rate(device: torch.device, mode: str) -> PeakRate:
     import torch
 
     name = torch.cuda.get_device_name(device)
-    other_product = _VARIANTS & set(name.split())
-    matches = [key for key in _GPU_PEAKS if re.search(rf"\b{key}\b", name) and other_product <= set(key.split())]
-    if not matches:
+    gpu = gpu_reporting(name)
+    if gpu is None:
         return PeakRate(None, f"no peak is known for '{name}'")
-    return PeakRate(_GPU_PEAKS[max(matches, key=len)][_RATE_OF_MODE[mode]], f"{name} data sheet, dense")
+    return PeakRate(gpu.flops_per_s[_RATE_OF_MODE[mode]], f"{name} data sheet, dense")
 
 
 def measured_matmul_rate(

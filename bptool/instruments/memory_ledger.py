@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor  # no public name tells a f
 from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 from torch.utils._pytree import tree_leaves
 
+from bptool.instruments.host_memory import stays_on_host
 from bptool.instruments.memory_trace import Allocation, Category, Event, MemoryTrace
 from bptool.training.instrument import Instrument, Phase
 from bptool.training.optimizers import Optimizers
@@ -43,6 +44,7 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         self._allocations: list[Allocation] = []
         self._events: list[Event] = []
         self._indices: dict[int, int] = {}  # a live storage's identity to its allocation
+        self._on_host: set[int] = set()  # identities of live storages that are not counted
         self._phases: list[Phase] = []
         self._steps = -1
         self._loose_ends = 0  # releases at the end of the events that are not in order yet
@@ -141,6 +143,8 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         op = str(func.overloadpacket)
         module = self._where.module()
         result = func(*args, **kwargs)
+        if not self._counts_host:
+            self._pass_over_host(func, result)
         self._note_results(result, op, module, args)
         if self._scratch is not None:
             self._note_scratch(self._scratch(func, args, kwargs, result), op, module or self._owner(args))
@@ -156,6 +160,15 @@ class MemoryLedger(TorchDispatchMode, Instrument):
                 sources = [arg[i] for arg in args if isinstance(arg, list | tuple) and i < len(arg)]
                 self._note(leaf, op, self._owner(sources or args) if module is None else module)
 
+    def _pass_over_host(self, func: torch._ops.OpOverload, result: Any) -> None:
+        """Don't count what a device's run would have in host memory, now or when it is worked on later."""
+        phase = self._phases[-1] if self._phases else ""
+        for i, leaf in enumerate([result] if isinstance(result, Tensor) else tree_leaves(result)):
+            if isinstance(leaf, Tensor) and stays_on_host(func, i, phase):
+                storage = leaf.untyped_storage()
+                self._on_host.add(id(storage))
+                weakref.finalize(storage, self._on_host.discard, id(storage)).atexit = False
+
     def _owner(self, args: Iterable[Any]) -> str:
         """Outside of all modules: the module of what is worked on."""
         for arg in args:
@@ -168,7 +181,7 @@ class MemoryLedger(TorchDispatchMode, Instrument):
     def _note(self, tensor: Tensor, op: str, module: str) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)  # the storage's Python object lives as long as the storage does
-        if key in self._indices or _is_meta(tensor):
+        if key in self._indices or key in self._on_host or _is_meta(tensor):
             return
         index = self._allocate(storage.nbytes(), op, module, tensor)
         self._indices[key] = index

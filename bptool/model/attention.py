@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bptool.config.schema import ModelSettings
+from bptool.hardware import acts_as_cuda
 from bptool.model.normalization import RMSNorm
 from bptool.model.position import Rotation, rotate
 
@@ -50,7 +51,7 @@ class Attention(nn.Module):
 def fused_attention(q_BHTQ: Tensor, k_BKSQ: Tensor, v_BKSQ: Tensor, dropout: float) -> Tensor:
     """PyTorch's fused attention: weights are never held, except where no fused kernel takes these inputs."""
     grouped = k_BKSQ.shape[1] < q_BHTQ.shape[1]
-    if grouped and q_BHTQ.is_cuda and q_BHTQ.dtype == torch.float32:
+    if grouped and acts_as_cuda(q_BHTQ) and q_BHTQ.dtype == torch.float32:
         # CUDA's only fused float32 kernel knows no groups; asked for them, PyTorch falls back to holding all weights.
         k_BKSQ, v_BKSQ = _copied_to_heads(k_BKSQ, q_BHTQ), _copied_to_heads(v_BKSQ, q_BHTQ)
         grouped = False
