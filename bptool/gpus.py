@@ -125,7 +125,8 @@ GPUS: Mapping[str, Gpu] = MappingProxyType({row.name: _gpu(row) for row in _TABL
 def gpu_reporting(device_name: str) -> Gpu | None:
     """The GPU whose `torch.cuda.get_device_name()` this is; None where it is unknown.
 
-    Where products differ in memory alone it is the smallest. The longest match wins; a word that makes it another product (or a slice of one) must be in the match.
+    Where products differ in memory alone it is the smallest. The longest match wins; a word that makes it another
+    product (or a slice of one) must be in the match.
     """
     other_product = _VARIANTS & set(device_name.split())
     matches = [

@@ -23,7 +23,7 @@ HALF = torch.float16
 
 @pytest.fixture
 def pytorchs_cases(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What PyTorch runs on a GPU in test_cuda.py. Its test helpers need a package that we don't have; the lists don't."""
+    """What PyTorch runs on a GPU. Its test helpers need a package that we don't have; these lists don't."""
     helpers = ModuleType("helpers")
     helpers.TEST_WITH_ROCM, helpers.TestCase = False, object  # type: ignore[attr-defined]
     name = "torch.testing._internal.autocast_test_lists"
