@@ -161,9 +161,7 @@ class _Extension:
 class _Writer:
     """Writes runs one after another into a new record, each as some block's."""
 
-    def __init__(
-        self, trace: MemoryTrace, places: dict[int, _Place], added: int, last: int, upwards: Set[int]
-    ) -> None:
+    def __init__(self, trace: MemoryTrace, places: dict[int, _Place], added: int, last: int, upwards: Set[int]) -> None:
         self.allocations: list[Allocation] = []
         self.origins: list[int] = []
         self._trace, self._places, self._added, self._last, self._upwards = trace, places, added, last, upwards

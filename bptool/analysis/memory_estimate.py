@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -20,7 +19,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Categories(_Record):
+class CategoryBytes(_Record):
     """Bytes by what they are for; `parameters` has the buffers too."""
 
     parameters_bytes: int
@@ -40,8 +39,8 @@ class PhasePeak(_Record):
     module: str
 
 
-class ModuleMemory(_Record):
-    """A module and everything below it.
+class ModuleBytes(_Record):
+    """What one module holds itself, without those inside it.
 
     Attributes:
         name: dotted; empty for the model itself.
@@ -79,19 +78,26 @@ class Measured(_Record):
 
 
 class WhatIf(_Record):
-    """The peak with some settings changed; `settings` are overrides, ready to paste."""
+    """The peak with some settings changed; `settings` are overrides, as they are typed."""
 
-    settings: str
+    settings: list[str]
     peak_allocated_bytes: int
 
 
 class Fitting(_Record):
-    """Settings that fit, and what they cost: FLOPs of recomputation as a share of a step's other FLOPs."""
+    """Settings that fit.
 
-    settings: str
+    Attributes:
+        total_expected_bytes: what the device must have in all.
+        recompute_over_model_flops: what recomputation adds to the FLOPs of forward and backward, as a share of them.
+        same_result: whether the gradient is the same but for rounding; else the arithmetic or the update rule changes.
+    """
+
+    settings: list[str]
     peak_allocated_bytes: int
     total_expected_bytes: int
-    recompute_over_step: float
+    recompute_over_model_flops: float
+    same_result: bool
 
 
 class MemoryEstimate(Result):
@@ -134,15 +140,15 @@ class MemoryEstimate(Result):
     peak_module: str
     peak_op: str
     phase_peaks: list[PhasePeak]
-    at_peak: Categories
-    maximum: Categories
+    at_peak: CategoryBytes
+    maximum: CategoryBytes
     loss_bytes: int
     capacity_bytes: int | None
     fits: bool | None
     extrapolated_from_layers: list[int]
     assumptions: list[str]
     measured: Measured | None
-    modules: list[ModuleMemory]
+    modules: list[ModuleBytes]
     ops: list[OpMemory]
     largest: list[TensorGroup]
     what_if: list[WhatIf]
@@ -164,30 +170,29 @@ def phase_peaks(trace: MemoryTrace) -> list[PhasePeak]:
     return peaks
 
 
-def categories_at(trace: MemoryTrace, event: int) -> Categories:
+def categories_at(trace: MemoryTrace, event: int) -> CategoryBytes:
     """What is held after an event."""
-    return Categories(**{f"{name}_bytes": int(live[event]) for name, live in trace.category_bytes().items()})
+    return CategoryBytes(**{f"{name}_bytes": int(live[event]) for name, live in trace.category_bytes().items()})
 
 
-def category_maxima(trace: MemoryTrace) -> Categories:
+def category_maxima(trace: MemoryTrace) -> CategoryBytes:
     """The most of each category in the steady step."""
     steady = trace.events_of(STEADY)
-    return Categories(**{f"{name}_bytes": int(live[steady].max()) for name, live in trace.category_bytes().items()})
+    return CategoryBytes(**{f"{name}_bytes": int(live[steady].max()) for name, live in trace.category_bytes().items()})
 
 
-def module_tree(trace: MemoryTrace) -> list[ModuleMemory]:
-    """Every module that holds parameters or activations, and those around it, in the order in which they were built."""
+def module_bytes(trace: MemoryTrace) -> list[ModuleBytes]:
+    """Every module that holds parameters or activations itself, parameters' owners first, in the order of building."""
     parameters: Counter[str] = Counter()
     activations: Counter[str] = Counter()
     for allocation in trace.live_at(_end_of_forward(trace)):
         if allocation.category == "parameters":
-            _add_to_all(parameters, allocation)
+            parameters[allocation.module] += allocation.n_bytes
         elif allocation.category == "activations":
-            _add_to_all(activations, allocation)
-    names = dict.fromkeys([*parameters, *activations])
+            activations[allocation.module] += allocation.n_bytes
     return [
-        ModuleMemory(name=name, parameters_bytes=parameters[name], activations_bytes=activations[name])
-        for name in _in_tree_order(names)
+        ModuleBytes(name=name, parameters_bytes=parameters[name], activations_bytes=activations[name])
+        for name in dict.fromkeys([*parameters, *activations])
     ]
 
 
@@ -230,7 +235,7 @@ def readings(trace: MemoryTrace) -> dict[str, object]:
         "at_peak": categories_at(trace, peak),
         "maximum": category_maxima(trace),
         "loss_bytes": total_bytes(a for a in live if _is_of_the_loss(a)),
-        "modules": module_tree(trace),
+        "modules": module_bytes(trace),
         "ops": bytes_by_op(trace, peak),
         "largest": largest_tensors(trace, peak),
     }
@@ -247,27 +252,3 @@ def _end_of_forward(trace: MemoryTrace) -> int:
     phases = [trace.events[event].phase for event in steady]
     begins = [event for event, edge in zip(steady[1:], pairwise(phases), strict=True) if edge == ("step", "backward")]
     return begins[-1] if begins else steady[0]
-
-
-def _add_to_all(sums: Counter[str], allocation: Allocation) -> None:
-    """To the module and to all around it."""
-    parts = allocation.module.split(".") if allocation.module else []
-    for depth in range(len(parts) + 1):
-        sums[".".join(parts[:depth])] += allocation.n_bytes
-
-
-def _in_tree_order(names: Iterable[str]) -> Sequence[str]:
-    """Each module before those that it contains, and otherwise in the order given."""
-    order = {name: i for i, name in enumerate(names)}
-    first: dict[str, int] = {}
-    for name, i in order.items():
-        parts = name.split(".")
-        for depth in range(1, len(parts) + 1):
-            above = ".".join(parts[:depth])
-            first[above] = min(first.get(above, i), i)
-
-    def key(name: str) -> list[tuple[int, str]]:
-        parts = name.split(".") if name else []
-        return [(first[".".join(parts[: d + 1])], parts[d]) for d in range(len(parts))]
-
-    return sorted(order, key=key)

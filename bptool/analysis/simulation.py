@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode  # documented for shape propagation; no public path yet
 from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
 
 from bptool.analysis.depth import Blocks, Extended, extended
+from bptool.analysis.machine import THIS_CPU, Machine
 from bptool.config.overrides import override
 from bptool.config.schema import Config
-from bptool.instruments.memory_ledger import MemoryLedger
 from bptool.instruments.memory_trace import MemoryTrace
 from bptool.instruments.peak_memory import unique_storage_bytes
 from bptool.training.assembly import build_step
@@ -23,8 +22,8 @@ FIRST, STEADY = 0, 1
 """Numbers of the steps in the record: what the first one's optimizer makes, and the second step, all of it."""
 
 
-def simulate(config: Config, workload: Workload) -> MemoryTrace:
-    """The record of the trainer's own step on fake CPU tensors. Nothing is allocated and nothing is compiled.
+def simulate(config: Config, workload: Workload, machine: Machine = THIS_CPU) -> MemoryTrace:
+    """The record of the trainer's own step on fake tensors. Nothing is allocated and nothing is compiled.
 
     Of the first step only the optimizer runs, on gradients of no value, which makes its state; the second runs whole.
     From the second micro-batch of a step on each does what the second does, so no more than two are run; those that
@@ -32,7 +31,7 @@ def simulate(config: Config, workload: Workload) -> MemoryTrace:
     """
     countable = replace(workload, weight=one)  # how much a batch counts would be read from its values
     count = config.training.gradient_accumulation_steps
-    with FakeTensorMode(), MemoryLedger() as ledger:
+    with machine.simulated() as ledger:
         step = build_step(eager_on_cpu(config), countable, torch.device("cpu"), Announcer([ledger]))
         with ledger.watching(step.model, step.optimizers):
             _make_optimizer_state(step)
@@ -40,13 +39,13 @@ def simulate(config: Config, workload: Workload) -> MemoryTrace:
         return ledger.trace()
 
 
-def simulate_deep(config: Config, workload: Workload) -> Extended:
+def simulate_deep(config: Config, workload: Workload, machine: Machine = THIS_CPU) -> Extended:
     """The same from shallow models, where the workload knows how to make them and they are alike."""
     if workload.of_depth is None:
-        return Extended(simulate(config, workload), ())
+        return Extended(simulate(config, workload, machine), ())
     policy, of_depth = config.activation_checkpoint, workload.of_depth
     blocks = Blocks(workload.n_layers, period=policy.every if policy.policy == "every_k" else 1)
-    return extended(blocks, lambda n_layers: simulate(config, of_depth(n_layers)))
+    return extended(blocks, lambda n_layers: simulate(config, of_depth(n_layers), machine))
 
 
 def first_step_peak(trace: MemoryTrace) -> int:

@@ -61,6 +61,10 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         with self._where.following(model):
             yield
 
+    def hold(self, n_bytes: int, what: str) -> None:
+        """Count what no operation makes and nothing releases."""
+        self._allocate(n_bytes, what, "", None)
+
     def trace(self) -> MemoryTrace:
         """The record so far."""
         self._tidy()

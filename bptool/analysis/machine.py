@@ -1,0 +1,87 @@
+"""What a step is simulated for: this CPU, or a GPU that need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode  # documented for shape propagation; no public path yet
+
+from bptool.gpus import GPUS, Gpu, gpu_named, gpu_reporting
+from bptool.hardware import available_memory_bytes
+from bptool.instruments.cuda_memory import cublas_workspace_bytes, cuda_scratch
+from bptool.instruments.cuda_stand_in import standing_in_for_cuda
+from bptool.instruments.memory_ledger import MemoryLedger
+
+_CPU = torch.device("cpu")
+_TYPICAL = "a100-80gb"  # its kernels are every later GPU's but for Hopper's cuDNN attention
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device with a memory.
+
+    Attributes:
+        gpu: the GPU; None for a CPU.
+        capacity_bytes: what there is in all; None where that is not known.
+        assumptions: what is taken for granted about it, in sentences.
+    """
+
+    gpu: Gpu | None = None
+    capacity_bytes: int | None = None
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return "cuda" if self.gpu else "cpu"
+
+    @contextmanager
+    def simulated(self) -> Iterator[MemoryLedger]:
+        """Fake tensors that behave as this device's, and the ledger that counts them."""
+        with FakeTensorMode():
+            if self.gpu is None:
+                with MemoryLedger() as ledger:
+                    yield ledger
+                return
+            with (
+                standing_in_for_cuda(self.gpu),
+                MemoryLedger(counts_host=False, scratch=cuda_scratch(self.gpu)) as ledger,
+            ):
+                ledger.hold(cublas_workspace_bytes(self.gpu), "cuBLAS workspace")
+                yield ledger
+
+
+THIS_CPU = Machine()
+"""Whatever memory it has."""
+
+
+def machine_named(device: str, gpu: str | None) -> Machine:
+    """The machine that `--device` and `--gpu` mean.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`; `auto` is a GPU where one is named or there.
+
+    Raises:
+        UsageError: the GPU is not known.
+    """
+    there = torch.cuda.is_available()
+    if gpu is not None:
+        known = gpu_named(gpu)
+        return Machine(known, known.total_bytes, (_kernels_of(known),))
+    if device == "cpu" or (device == "auto" and not there):
+        return Machine(None, available_memory_bytes(_CPU))
+    if there:
+        name = torch.cuda.get_device_name()
+        found = gpu_reporting(name) or GPUS[_TYPICAL]
+        total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+        return Machine(found, total, (_kernels_of(found) + f", for the {name} of this machine",))
+    typical = GPUS[_TYPICAL]
+    unnamed = f"no GPU was named: kernels as on {typical.name}, and no capacity; name one with --gpu"
+    return Machine(typical, None, (unnamed,))
+
+
+def _kernels_of(gpu: Gpu) -> str:
+    return f"attention and workspaces as PyTorch {torch.__version__.split('+')[0]} chooses them on {gpu.name}"
