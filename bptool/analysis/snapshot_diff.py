@@ -76,6 +76,7 @@ class SnapshotDiff(_Record):
 
     Attributes:
         has_history: whether the snapshot tells what was before; if not, its peak is the moment when it was taken.
+        has_expandable_segments: whether the snapshot's allocator has; the estimate's has not, and reserves otherwise.
         matched_count: blocks that both have.
         differences: sizes of which they have different numbers, most bytes first.
     """
@@ -83,6 +84,7 @@ class SnapshotDiff(_Record):
     estimate: Side
     snapshot: Side
     has_history: bool
+    has_expandable_segments: bool
     matched_count: int
     matched_bytes: int
     differences: tuple[SizeDifference, ...]
@@ -105,6 +107,7 @@ def diff(trace: MemoryTrace, event: int, snapshot: Snapshot) -> SnapshotDiff:
         estimate=_side(int(done.allocated_bytes[event]), done.peak_reserved_bytes, ours),
         snapshot=_side(peak.allocated_bytes, peak.reserved_bytes, theirs),
         has_history=bool(snapshot.history),
+        has_expandable_segments=any(segment.is_expandable for segment in snapshot.segments),
         matched_count=sum(min(both) for both in counts.values()),
         matched_bytes=sum(size * min(both) for size, both in counts.items()),
         differences=tuple(sorted(differences, key=lambda d: (-abs(d.excess_bytes), -d.size_bytes))),

@@ -20,6 +20,10 @@ def render_diff(diff: SnapshotDiff) -> str:
             "The snapshot has no history, so these are its blocks when it was taken, not at its peak: call\n"
             "torch.cuda.memory._record_memory_history() before the step that it is to show."
         )
+    if diff.has_expandable_segments:
+        blocks.append(
+            "The snapshot's segments are expandable; what the estimate reserves is for segments that are not."
+        )
     theirs = [d for d in diff.differences if d.excess_bytes < 0]
     ours = [d for d in diff.differences if d.excess_bytes > 0]
     blocks += [_section("snapshot", theirs)] if theirs else []

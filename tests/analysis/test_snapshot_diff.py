@@ -103,6 +103,14 @@ def test_what_was_asked_for_is_matched_and_not_what_was_given() -> None:
     assert found.estimate == found.snapshot
 
 
+def test_expandable_segments_are_noticed() -> None:
+    snapshot = holding((512, ()), (1024, ()))
+    assert not diff(record([0]), 0, snapshot).has_expandable_segments
+    first, second = snapshot.segments
+    expandable = snapshot._replace(segments=(first, second._replace(is_expandable=True)))
+    assert diff(record([0]), 0, expandable).has_expandable_segments
+
+
 def test_the_most_frequent_source_is_first() -> None:
     names = ["a", "b", "b", "c", "c", "c"]
     trace = record([Allocation(512, "inputs", name, "", "", "", 0) for name in names])

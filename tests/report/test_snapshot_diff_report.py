@@ -28,6 +28,7 @@ def compared(*differences: SizeDifference, has_history: bool = True) -> Snapshot
         estimate=side(3 * GIB, 4 * GIB, 7),
         snapshot=side(4 * GIB, 4 * GIB, 9),
         has_history=has_history,
+        has_expandable_segments=False,
         matched_count=1,
         matched_bytes=GIB,
         differences=differences,
@@ -68,6 +69,12 @@ def test_no_difference() -> None:
 def test_a_snapshot_without_a_history_is_told() -> None:
     assert "_record_memory_history()" in render_diff(compared(has_history=False))
     assert "_record_memory_history()" not in render_diff(compared())
+
+
+def test_expandable_segments_are_told() -> None:
+    shown = render_diff(compared().model_copy(update={"has_expandable_segments": True}))
+    assert "segments are expandable" in shown
+    assert "expandable" not in render_diff(compared())
 
 
 def test_many_sizes_are_summed_up() -> None:
