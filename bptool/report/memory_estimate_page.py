@@ -243,15 +243,17 @@ def _modules(estimate: MemoryEstimate) -> Element:
     return element("div", None, styled("p", "lead", lead), tree_table(columns, _node(root, root)))
 
 
-def _node(module: ModuleNode, root: ModuleNode) -> Node:
+def _node(module: ModuleNode, root: ModuleNode, around: int = 1) -> Node:
+    """A row and those below it; `around`: how many are alike of what it lies in."""
+
     def cell(n_bytes: int, whole: int, kind: str) -> list[Element | str]:
         return [bar(n_bytes / max(whole, 1), kind), styled("span", "number", format_bytes(n_bytes))]
 
     return Node(
-        module.name if module.count == 1 else f"{module.name} ({module.count} alike)",
+        module.name if module.count == around else f"{module.name} ({module.count} alike)",
         [
             cell(module.parameters_bytes, root.parameters_bytes, "c-parameters"),
             cell(module.activations_bytes, root.activations_bytes, "c-activations"),
         ],
-        [_node(child, root) for child in module.children.values()],
+        [_node(child, root, module.count) for child in module.children.values()],
     )

@@ -90,6 +90,14 @@ def test_modules_hold_what_is_inside_them() -> None:
     assert tree[tree.index("1") :][:6] == ["1", "4.00 KiB", "2.00 KiB", "attention", "4.00 KiB", "2.00 KiB"]
 
 
+def test_layers_that_are_alike_say_how_many() -> None:
+    layers = [ModuleBytes(name=f"blocks.{i}.norm", parameters_bytes=1024, activations_bytes=0) for i in range(3)]
+    found = words(small_estimate({"modules": layers}))
+    tree = found[found.index("model") :]
+    assert tree[: tree.index("Assumptions") : 3] == ["model", "blocks", "0 to 2 (3 alike)", "norm"]
+    assert tree[1] == "3.00 KiB"
+
+
 def test_what_is_not_known_is_left_out() -> None:
     changes: dict[str, Any] = {
         "measured": None,

@@ -12,16 +12,21 @@ Attributes = Mapping[str, str]
 
 
 def element(tag: str, attributes: Attributes | None = None, *children: Element | str) -> Element:
-    """An element with text and elements in it; control characters are spelt out."""
-    made = Element(tag, {name: visible(value) for name, value in (attributes or {}).items()})
+    """An element with text and elements in it; what is no character to print is spelt out."""
+    made = Element(tag, {name: _text(value) for name, value in (attributes or {}).items()})
     for child in children:
         if isinstance(child, Element):
             made.append(child)
         elif len(made):
-            made[-1].tail = (made[-1].tail or "") + visible(child)
+            made[-1].tail = (made[-1].tail or "") + _text(child)
         else:
-            made.text = (made.text or "") + visible(child)
+            made.text = (made.text or "") + _text(child)
     return made
+
+
+def _text(text: str) -> str:
+    """A file's name may hold bytes that are no text: Python keeps them as lone surrogates, which no file can hold."""
+    return visible(text).encode("utf-8", "backslashreplace").decode()
 
 
 def styled(tag: str, kind: str, *children: Element | str) -> Element:

@@ -43,6 +43,13 @@ def test_whatever_a_text_holds_it_is_text(text: str, attribute: str) -> None:
     assert "".join(found.words) == f"before {shown}{shown} after"
 
 
+def test_a_file_name_that_is_no_text_can_be_written() -> None:
+    name = b"caf\xe9.toml".decode(errors="surrogateescape")
+    text = page("profile", name, name, [element("p", {"title": name}, name)])
+    assert "<h1>caf\\udce9.toml</h1>" in text
+    assert text.encode("utf-8")
+
+
 @given(value=st.recursive(TEXTS | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)))
 def test_data_cannot_end_their_block(value: object) -> None:
     text = markup(data_block({"value": value}))
