@@ -6,118 +6,21 @@ models share. Whether a family can express a model is no second list: its config
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from pydantic import ValidationError
 
+from bptool.config.huggingface_families import FAMILIES, PARTS, Family
+from bptool.config.huggingface_rope import ROPE_KEYS, read_rope, used_keys, write_rope
+from bptool.config.huggingface_window import read_window, write_window
+from bptool.config.keys import nest
 from bptool.config.schema import AUTO, ModelSettings, RopeSettings
 from bptool.errors import ConfigError, UsageError, nearest
 
+__all__ = ["FAMILIES", "huggingface_config", "model_settings_from_huggingface"]
+
 JsonObject = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Family:
-    """How the config.json of one `model_type` is spelled. "Our" keys are those of `[model]`.
-
-    Attributes:
-        architecture: the class that transformers builds.
-        keys: our key -> its spellings, old and new; the first is the one that is written.
-        defaults: our key -> what it is where config.json leaves it out or null; a key without one must be there.
-        joined: our key -> the keys that must agree, as bptool has one for all of them.
-        fixed: our keys that are the same in all the family's models.
-        activation_key: the key of the activation's name.
-        activations: name -> ours; the first name of each is the one that is written, the very first is the default.
-        only: keys that change the arithmetic -> the one value that bptool can build, which is also the default.
-    """
-
-    architecture: str
-    keys: Mapping[str, tuple[str, ...]]
-    defaults: Mapping[str, Any]
-    joined: Mapping[str, tuple[str, ...]]
-    fixed: Mapping[str, Any]
-    activation_key: str
-    activations: Mapping[str, str]
-    only: Mapping[str, Any] = field(default_factory=dict)
-
-
-_LLAMA3_KEYS = {
-    "factor": "factor",
-    "low_frequency_factor": "low_freq_factor",
-    "high_frequency_factor": "high_freq_factor",
-    "original_context_length": "original_max_position_embeddings",
-}
-
-_ROPE_KEYS = {"theta": "rope_theta", **_LLAMA3_KEYS}
-
-FAMILIES: Mapping[str, Family] = {
-    "gpt2": Family(
-        architecture="GPT2LMHeadModel",
-        keys={
-            "n_layers": ("n_layer", "num_hidden_layers"),
-            "d_model": ("n_embd", "hidden_size"),
-            "n_heads": ("n_head", "num_attention_heads"),
-            "d_ff": ("n_inner",),
-            "vocab_size": ("vocab_size",),
-            "context_length": ("n_positions", "max_position_embeddings", "n_ctx"),
-            "norm_eps": ("layer_norm_epsilon",),
-            "tied_embeddings": ("tie_word_embeddings",),
-            "init_std": ("initializer_range",),
-        },
-        defaults={
-            "d_ff": AUTO,
-            "norm_eps": 1e-5,
-            "tied_embeddings": True,
-            "init_std": 0.02,
-            "dropout": 0.1,
-        },
-        joined={"dropout": ("resid_pdrop", "embd_pdrop", "attn_pdrop")},
-        fixed={"norm": "layernorm", "position": "learned", "bias": True},
-        activation_key="activation_function",
-        activations={
-            "gelu_new": "gelu-tanh",
-            "gelu_pytorch_tanh": "gelu-tanh",
-            "gelu": "gelu",
-            "relu": "relu",
-        },
-        only={
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-        },
-    ),
-    "llama": Family(
-        architecture="LlamaForCausalLM",
-        keys={
-            "n_layers": ("num_hidden_layers",),
-            "d_model": ("hidden_size",),
-            "n_heads": ("num_attention_heads",),
-            "n_kv_heads": ("num_key_value_heads",),
-            "head_dim": ("head_dim",),
-            "d_ff": ("intermediate_size",),
-            "vocab_size": ("vocab_size",),
-            "context_length": ("max_position_embeddings",),
-            "norm_eps": ("rms_norm_eps",),
-            "tied_embeddings": ("tie_word_embeddings",),
-            "init_std": ("initializer_range",),
-        },
-        defaults={
-            "n_kv_heads": AUTO,
-            "head_dim": AUTO,
-            "norm_eps": 1e-6,
-            "tied_embeddings": False,
-            "init_std": 0.02,
-            "bias": False,
-        },
-        joined={"bias": ("attention_bias", "mlp_bias")},
-        fixed={"norm": "rmsnorm", "position": "rope"},
-        activation_key="hidden_act",
-        activations={"silu": "swiglu", "swish": "swiglu"},
-        only={"attention_dropout": 0.0},
-    ),
-}
 
 
 def model_settings_from_huggingface(config: JsonObject, source: str) -> ModelSettings:
@@ -132,12 +35,15 @@ def model_settings_from_huggingface(config: JsonObject, source: str) -> ModelSet
             the problems at once.
     """
     name = config.get("model_type")
-    known = ", ".join(FAMILIES)
+    names = [*FAMILIES, *PARTS]
+    known = ", ".join(names)
     if not isinstance(name, str):
         raise ConfigError(source, [f"model_type is missing; known families are {known}"])
-    if name not in FAMILIES:
-        hint = nearest(name, FAMILIES)
+    if name not in names:
+        hint = nearest(name, names)
         raise ConfigError(source, [f"model_type = '{name}' is not a known family; known are {known}{hint}"])
+    if name in PARTS:
+        return _read(FAMILIES[PARTS[name]], _text_part(config, source), source)
     return _read(FAMILIES[name], config, source)
 
 
@@ -162,6 +68,15 @@ def huggingface_config(settings: ModelSettings) -> JsonObject:
     )
 
 
+def _text_part(config: JsonObject, source: str) -> JsonObject:
+    """The language model of a model that also sees; what it shares with the other parts may stand outside."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise ConfigError(source, [f"text_config = {text!r} must be an object: the language model's own keys"])
+    outside = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    return {**outside, **text}
+
+
 def _read(family: Family, config: JsonObject, source: str) -> ModelSettings:
     problems = [
         f"{key} = {config[key]!r}: bptool only builds {value!r}"
@@ -174,10 +89,11 @@ def _read(family: Family, config: JsonObject, source: str) -> ModelSettings:
         **_read_joined(family, config, problems),
         **_read_activation(family, config, problems),
     }
+    values |= read_window(family.window, config, values.get("n_layers"), problems)
     if family.fixed["position"] == "rope":
-        values["rope"] = _read_rope(config, values.get("context_length"), problems)
+        values["rope"] = read_rope(family, config, values.get("context_length"), problems)
     try:
-        settings = ModelSettings.model_validate(values)
+        settings = ModelSettings.model_validate(nest(values))
     except ValidationError as error:
         # Where some keys are known to be wrong, neither a rule over several nor what follows from others says more.
         told = [one for one in error.errors() if one["input"] != AUTO and (one["loc"] or not problems)]
@@ -191,7 +107,9 @@ def _read_keys(family: Family, config: JsonObject, problems: list[str]) -> JsonO
     values = {}
     for ours, spellings in family.keys.items():
         found = [config[key] for key in spellings if config.get(key) is not None]
-        if not found and ours not in family.defaults:
+        if not found and ours in family.null_is_zero and any(key in config for key in spellings):
+            values[ours] = 0.0
+        elif not found and ours not in family.defaults:
             problems.append(f"{spellings[0]} is missing")
         else:
             values[ours] = found[0] if found else family.defaults[ours]
@@ -218,57 +136,34 @@ def _read_activation(family: Family, config: JsonObject, problems: list[str]) ->
     return {}
 
 
-def _read_rope(config: JsonObject, context_length: Any, problems: list[str]) -> JsonObject:
-    """`[model.rope]` from `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        problems.append(f"rope_scaling = {scaling!r} must be an object or null")
-        return {}
-    theta = scaling.get("rope_theta", config.get("rope_theta", 10000.0))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-        problems.append("partial_rotary_factor: bptool only rotates whole heads (1.0)")
-    if kind == "default":
-        return {"theta": theta}
-    if kind != "llama3":
-        hint = nearest(str(kind), ["default", "llama3"])
-        problems.append(f"rope_type = '{kind}' is not known here; known are default, llama3{hint}")
-        return {}
-    given = {"original_max_position_embeddings": context_length, **scaling}
-    problems += [f"rope_scaling.{key} is missing" for key in _LLAMA3_KEYS.values() if key not in given]
-    scaled = {ours: given[theirs] for ours, theirs in _LLAMA3_KEYS.items() if theirs in given}
-    return {"theta": theta, "scaling": "llama3", **scaled}
-
-
 def _in_their_words(family: Family, error: Any) -> str:
     """One of pydantic's errors with the key's name in config.json; a rule over several keys names them itself."""
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
-    ours = str(error["loc"][-1])
-    names = {**family.keys, **family.joined, **{key: (name,) for key, name in _ROPE_KEYS.items()}}
+    ours = ".".join(str(part) for part in error["loc"])
+    names = {**family.keys, **family.joined, "sliding_window": ("sliding_window",)}
+    names |= {f"rope.{key}": (name,) for key, name in ROPE_KEYS.items()}
     return f"{names[ours][0]} = {error['input']!r}: {message}"
 
 
 def _write(name: str, family: Family, settings: ModelSettings) -> JsonObject:
     config: JsonObject = {"model_type": name, "architectures": [family.architecture]}
-    config |= {spellings[0]: getattr(settings, ours) for ours, spellings in family.keys.items()}
-    config |= {key: getattr(settings, ours) for ours, keys in family.joined.items() for key in keys}
+    for ours, spellings in family.keys.items():
+        value = _value(settings, ours)
+        config[spellings[0]] = None if ours in family.null_is_zero and not value else value
+    config |= {key: _value(settings, ours) for ours, keys in family.joined.items() for key in keys}
     names = [theirs for theirs, ours in family.activations.items() if ours == settings.activation]
     config[family.activation_key] = names[0] if names else None
+    config |= write_window(family.window, settings)
     if family.fixed["position"] == "rope":
-        config |= _write_rope(settings.rope)
-    # Which ids begin and end a text is the tokenizer's to say; transformers' defaults are those of other vocabularies.
-    return config | dict(family.only) | {"bos_token_id": None, "eos_token_id": None}
+        config |= write_rope(family, settings.rope)
+    # Which ids begin, end and fill a text is the tokenizer's to say; transformers' defaults are of other vocabularies.
+    return config | dict(family.only) | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
-def _write_rope(rope: RopeSettings) -> JsonObject:
-    """In the old spelling, which transformers 4 and 5 both read."""
-    scaling = {theirs: getattr(rope, ours) for ours, theirs in _LLAMA3_KEYS.items()}
-    return {
-        "rope_theta": rope.theta,
-        "rope_scaling": {"rope_type": "llama3", **scaling} if rope.scaling == "llama3" else None,
-    }
+def _value(settings: ModelSettings, dotted: str) -> Any:
+    return reduce(getattr, dotted.split("."), settings)
 
 
 def _lost(settings: ModelSettings, family: Family, written: JsonObject) -> list[str]:
@@ -281,6 +176,15 @@ def _lost(settings: ModelSettings, family: Family, written: JsonObject) -> list[
 
 def _arithmetic(settings: ModelSettings) -> JsonObject:
     """The keys that the model's function depends on; how it is computed and where it begins are left out."""
-    rope = settings.rope if settings.position == "rope" else RopeSettings()
-    kept = rope if rope.scaling == "llama3" else RopeSettings(theta=rope.theta)
-    return {**settings.model_dump(exclude={"attention", "weights", "dropout"}), "rope": kept}
+    slides = [settings.slides(block) for block in range(settings.n_layers)]
+    windowed = any(slides) and settings.sliding_window < settings.context_length
+    rope = used_keys(settings.rope) if settings.position == "rope" else RopeSettings()
+    if not windowed or (rope.local_theta == rope.theta and rope.scaling == "none"):
+        rope = rope.model_copy(update={"local_theta": 0.0})
+    same = {
+        "sliding_window": settings.sliding_window if windowed else 0,
+        "sliding_window_pattern": 0 if all(slides) or not windowed else settings.sliding_window_pattern,
+        "qkv_bias": settings.qkv_bias and not settings.bias,
+        "rope": rope,
+    }
+    return {**settings.model_dump(exclude={"attention", "weights", "dropout"}), **same}

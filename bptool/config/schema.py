@@ -10,39 +10,24 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-AUTO: Any = "auto"  # Any: it stands in for an int until the section's validator has replaced it
+from bptool.config.model_schema import ModelSettings, RopeSettings
+from bptool.config.section import (
+    AUTO,
+    ConflictError,
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+)
+
+__all__ = ["AUTO", "Config", "ConflictError", "ModelSettings", "RopeSettings", "Section"]
+
 PYTHON_STDLIB = "python-stdlib"
 BYTES, BPE = "bytes", "bpe"
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class ConflictError(ValueError):
-    """Settings that are right one by one and wrong together (or a rule that no range can state).
-
-    Args:
-        message: what is wrong; it names the keys in full, with what they are.
-        keys: the dotted keys that it depends on, defaults included, the likeliest culprit first. Where one of
-            them has a mistake of its own, the conflict says nothing new.
-    """
-
-    def __init__(self, message: str, *keys: str) -> None:
-        super().__init__(message)
-        self.keys = keys
-
-
-class Section(BaseModel):
-    """One table of a config: frozen, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
-    )
 
 
 class RunSettings(Section):
@@ -64,122 +49,6 @@ class RunSettings(Section):
             raise ConflictError(
                 f"run.name = {self.name!r} must be the name of one folder, without '/' or a leading '.'",
                 "run.name",
-            )
-        return self
-
-
-class RopeSettings(Section):
-    """`[model.rope]`: rotary position embeddings, read only where `model.position = "rope"`."""
-
-    theta: PositiveFloat = 10000.0
-    """Base of the geometric series of wavelengths."""
-    scaling: Literal["none", "llama3"] = "none"
-    """`llama3` stretches the long wavelengths as Llama 3.1 does, by the four keys below."""
-    factor: PositiveFloat = 8.0
-    """llama3: how much the longest wavelengths are stretched."""
-    low_frequency_factor: PositiveFloat = 1.0
-    """llama3: wavelengths longer than `original_context_length` / this are stretched in full."""
-    high_frequency_factor: PositiveFloat = 4.0
-    """llama3: wavelengths shorter than `original_context_length` / this are left alone."""
-    original_context_length: Positive = 8192
-    """llama3: the context length before stretching, in tokens."""
-
-    @model_validator(mode="after")
-    def _band_is_ordered(self) -> Self:
-        if self.scaling == "llama3" and self.high_frequency_factor <= self.low_frequency_factor:
-            raise ConflictError(
-                f"model.rope.high_frequency_factor = {self.high_frequency_factor} must exceed"
-                f" model.rope.low_frequency_factor = {self.low_frequency_factor}",
-                *(f"model.rope.{key}" for key in ("high_frequency_factor", "low_frequency_factor", "scaling")),
-            )
-        return self
-
-
-class ModelSettings(Section):
-    """`[model]`: a decoder-only transformer, GPT-2 at one end and Llama at the other."""
-
-    n_layers: Positive = 4
-    """Number of transformer blocks."""
-    d_model: Positive = 128
-    """Width of the residual stream."""
-    n_heads: Positive = 4
-    """Number of query heads."""
-    n_kv_heads: Positive = AUTO
-    """Number of key and value heads; `auto`: as many as query heads. Fewer is grouped-query attention."""
-    head_dim: Positive = AUTO
-    """Width of one head; `auto`: d_model / n_heads."""
-    d_ff: Positive = AUTO
-    """Inner width of the feed-forward; `auto`: 4 d_model, or 8/3 d_model rounded up to 64 for swiglu."""
-    vocab_size: Positive = 256
-    """Number of token ids, as the embedding has rows."""
-    context_length: Positive = 256
-    """Most tokens that the model sees at once."""
-    norm: Literal["layernorm", "rmsnorm", "none"] = "rmsnorm"
-    """Normalisation before each branch and at the end."""
-    norm_eps: PositiveFloat = 1e-5
-    """Added to the variance before its square root."""
-    position: Literal["learned", "rope", "none"] = "rope"
-    """How tokens know their place: a learned table, rotation of queries and keys, or not at all."""
-    rope: RopeSettings = RopeSettings()
-    """Rotary embeddings."""
-    activation: Literal["gelu", "gelu-tanh", "relu", "swiglu"] = "swiglu"
-    """Non-linearity of the feed-forward; `gelu` is the exact one, `swiglu` is gated."""
-    bias: bool = False
-    """Biases in linear layers and in LayerNorm."""
-    qk_norm: bool = False
-    """RMS-normalise each head's queries and keys (with a learned scale) before the rotation."""
-    tied_embeddings: bool = True
-    """The output projection uses the token embedding's weights."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout after the embedding, on attention weights and on each branch's output, while training."""
-    residual: bool = True
-    """Add each branch to its input; off replaces instead of adding, to show what the addition does."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """`sdpa` is PyTorch's fused attention; `eager` is written out and holds all the attention weights."""
-    weights: str = ""
-    """A folder with Hugging Face weights (safetensors) to begin from; empty: random weights."""
-    init_std: PositiveFloat = 0.02
-    """Standard deviation of initial weights; branch outputs get it divided by sqrt(2 n_layers), as GPT-2's."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve_auto(cls, values: Any) -> Any:
-        """Replace `auto` by its number wherever the numbers that it needs are there and make sense."""
-        if not isinstance(values, dict):
-            return values
-
-        def given(key: str) -> Any:
-            value = values.get(key, cls.model_fields[key].default)
-            return value if type(value) is int and value > 0 else None
-
-        resolved = dict(values)
-        d_model, n_heads = given("d_model"), given("n_heads")
-        if values.get("n_kv_heads", AUTO) == AUTO and n_heads:
-            resolved["n_kv_heads"] = n_heads
-        if values.get("head_dim", AUTO) == AUTO and d_model and n_heads:
-            if d_model % n_heads:
-                raise ConflictError(
-                    f"model.d_model = {d_model} is not divisible by model.n_heads = {n_heads}; "
-                    "choose a divisor, or set model.head_dim yourself",
-                    *("model.d_model", "model.n_heads", "model.head_dim"),
-                )
-            resolved["head_dim"] = d_model // n_heads
-        if values.get("d_ff", AUTO) == AUTO and d_model:
-            gated = values.get("activation", cls.model_fields["activation"].default) == "swiglu"
-            resolved["d_ff"] = -(-8 * d_model // 3 // 64) * 64 if gated else 4 * d_model
-        return resolved
-
-    @model_validator(mode="after")
-    def _shapes_fit(self) -> Self:
-        if self.n_heads % self.n_kv_heads:
-            raise ConflictError(
-                f"model.n_heads = {self.n_heads} is not divisible by model.n_kv_heads = {self.n_kv_heads}",
-                *("model.n_kv_heads", "model.n_heads"),
-            )
-        if self.position == "rope" and self.head_dim % 2:
-            raise ConflictError(
-                f"model.head_dim = {self.head_dim} is odd; rope rotates pairs, so it must be even",
-                *("model.head_dim", "model.d_model", "model.n_heads", "model.position"),
             )
         return self
 

@@ -34,10 +34,12 @@ def load_weights(folder: Path, settings: ModelSettings) -> dict[str, Tensor]:
     """
     names = names_of(settings)
     entries = names.entries(settings)
-    passed_over = (*names.no_parameters, HEAD) if settings.tied_embeddings else names.no_parameters
     files = _weight_files(folder)
     held = {names.full(name): shape for path in files for name, shape in _header(path).items()}
-    _check(folder, entries, {name: shape for name, shape in held.items() if not name.endswith(passed_over)})
+    ours = {name: shape for name, shape in held.items() if not names.passed_over(name)}
+    if settings.tied_embeddings:
+        ours.pop(HEAD, None)
+    _check(folder, entries, ours)
     tensors = _read(files, names, {*entries, HEAD})
     head = tensors.pop(HEAD, None) if settings.tied_embeddings else None
     weights = {ours: part for name, entry in entries.items() for ours, part in entry.to_ours(tensors.pop(name)).items()}

@@ -7,7 +7,7 @@ One table maps the names in both directions. What differs beside names: GPT-2 ke
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,18 +59,31 @@ class Names:
         in_block: their module -> ours; several of ours are stacked along their outputs.
         transposed: a block's matrices are [in, out].
         no_parameters: ends of names that old files hold though they are no parameters.
+        outer: what stands in the prefix's place where the model is a part of a larger one.
+        other_parts: beginnings of the names of that one's other parts.
     """
 
     prefix: str
     top: Mapping[str, str]
     block: str
-    in_block: Mapping[str, tuple[str, ...]]
+    in_block: dict[str, tuple[str, ...]]
     transposed: bool
     no_parameters: tuple[str, ...]
+    outer: tuple[str, ...] = ()
+    other_parts: tuple[str, ...] = ()
 
     def full(self, name: str) -> str:
-        """The name with its prefix, whether the file has it or not."""
-        return name if name == HEAD or name.startswith(self.prefix) else self.prefix + name
+        """The name with its prefix, whether the file has it, another or none."""
+        if name.endswith(HEAD) or name.startswith(self.other_parts):
+            return HEAD if name.endswith(HEAD) else name
+        for prefix in self.outer:
+            if name.startswith(prefix):
+                return self.prefix + name.removeprefix(prefix)
+        return name if name.startswith(self.prefix) else self.prefix + name
+
+    def passed_over(self, name: str) -> bool:
+        """Whether a full name is none of the model's parameters, but may be in its files."""
+        return name.endswith(self.no_parameters) or name.startswith(self.other_parts)
 
     def entries(self, settings: ModelSettings) -> dict[str, Entry]:
         """Every tensor of a model, by its full name."""
@@ -94,6 +107,37 @@ class Names:
         yield HEAD.removesuffix(".weight"), ("head",), False
 
 
+_LLAMA = Names(
+    prefix="model.",
+    top={"embed_tokens": "embedding", "norm": "final_norm"},
+    block="layers.{}.",
+    in_block={
+        "input_layernorm": ("attention_norm",),
+        "self_attn.q_proj": ("attention.query",),
+        "self_attn.k_proj": ("attention.key",),
+        "self_attn.v_proj": ("attention.value",),
+        "self_attn.o_proj": ("attention.output",),
+        "self_attn.q_norm": ("attention.query_norm",),
+        "self_attn.k_norm": ("attention.key_norm",),
+        "post_attention_layernorm": ("feed_forward_norm",),
+        "mlp.gate_proj": ("feed_forward.gate",),
+        "mlp.up_proj": ("feed_forward.up",),
+        "mlp.down_proj": ("feed_forward.down",),
+    },
+    transposed=False,
+    no_parameters=(".rotary_emb.inv_freq",),
+)
+# With a norm after each branch, the name of Llama's second norm is that of the one after attention.
+_GEMMA2 = replace(
+    _LLAMA,
+    in_block=_LLAMA.in_block
+    | {
+        "post_attention_layernorm": ("attention_post_norm",),
+        "pre_feedforward_layernorm": ("feed_forward_norm",),
+        "post_feedforward_layernorm": ("feed_forward_post_norm",),
+    },
+)
+
 NAMES: Mapping[str, Names] = {
     "gpt2": Names(
         prefix="transformer.",
@@ -110,23 +154,13 @@ NAMES: Mapping[str, Names] = {
         transposed=True,
         no_parameters=(".attn.bias", ".attn.masked_bias"),
     ),
-    "llama": Names(
-        prefix="model.",
-        top={"embed_tokens": "embedding", "norm": "final_norm"},
-        block="layers.{}.",
-        in_block={
-            "input_layernorm": ("attention_norm",),
-            "self_attn.q_proj": ("attention.query",),
-            "self_attn.k_proj": ("attention.key",),
-            "self_attn.v_proj": ("attention.value",),
-            "self_attn.o_proj": ("attention.output",),
-            "post_attention_layernorm": ("feed_forward_norm",),
-            "mlp.gate_proj": ("feed_forward.gate",),
-            "mlp.up_proj": ("feed_forward.up",),
-            "mlp.down_proj": ("feed_forward.down",),
-        },
-        transposed=False,
-        no_parameters=(".rotary_emb.inv_freq",),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _LLAMA),
+    "gemma2": _GEMMA2,
+    # Files of the models that also see hold the language model below a name of its own.
+    "gemma3_text": replace(
+        _GEMMA2,
+        outer=("language_model.model.", "model.language_model.", "language_model."),
+        other_parts=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
     ),
 }
 
@@ -143,38 +177,56 @@ def names_of(settings: ModelSettings) -> Names:
 def parameter_shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter of a `Transformer(settings)`, by name; nothing is built."""
     width, vocabulary = settings.d_model, settings.vocab_size
-    norm = {"layernorm": ("weight", "bias")[: 1 + settings.bias], "rmsnorm": ("weight",), "none": ()}[settings.norm]
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary, width)}
     if settings.position == "learned":
         shapes["position.weight"] = (settings.context_length, width)
     for i in range(settings.n_layers):
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in _block_shapes(settings, norm)}
-    shapes |= {f"final_norm.{kind}": (width,) for kind in norm}
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in _block_shapes(settings)}
+    shapes |= {f"final_norm.{kind}": (width,) for kind in _norm_kinds(settings)}
     if not settings.tied_embeddings:
         shapes["head.weight"] = (vocabulary, width)
     return shapes
 
 
-def _block_shapes(settings: ModelSettings, norm: tuple[str, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width, inner = settings.d_model, settings.d_ff
-    query, kept = settings.n_heads * settings.head_dim, settings.n_kv_heads * settings.head_dim
-    linear = {
-        "attention.query": (query, width),
-        "attention.key": (kept, width),
-        "attention.value": (kept, width),
-        "attention.output": (width, query),
-        "feed_forward.up": (inner, width),
-        "feed_forward.down": (width, inner),
-    }
-    if settings.activation == "swiglu":
-        linear["feed_forward.gate"] = (inner, width)
-    for name, shape in linear.items():
+def _norm_kinds(settings: ModelSettings) -> tuple[str, ...]:
+    match settings.norm:
+        case "layernorm":
+            return ("weight", "bias")[: 1 + settings.bias]
+        case "none":
+            return ()
+        case _:
+            return ("weight",)
+
+
+def _block_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, shape, biased in [*_attention_shapes(settings), *_feed_forward_shapes(settings)]:
         yield f"{name}.weight", shape
-        if settings.bias:
+        if biased:
             yield f"{name}.bias", shape[:1]
-    for kind in norm:
-        yield f"attention_norm.{kind}", (width,)
-        yield f"feed_forward_norm.{kind}", (width,)
+    after = ("attention_post_norm", "feed_forward_post_norm") if settings.post_norm else ()
+    for norm in ("attention_norm", "feed_forward_norm", *after):
+        for kind in _norm_kinds(settings):
+            yield f"{norm}.{kind}", (settings.d_model,)
+
+
+def _attention_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """Name, the weight's shape, and whether there is a bias."""
+    width, bias = settings.d_model, settings.bias
+    query, kept = settings.n_heads * settings.head_dim, settings.n_kv_heads * settings.head_dim
+    for name, rows in (("query", query), ("key", kept), ("value", kept)):
+        yield f"attention.{name}", (rows, width), bias or settings.qkv_bias
+    yield "attention.output", (width, query), bias
+    if settings.qk_norm:
+        yield "attention.query_norm", (settings.head_dim,), False
+        yield "attention.key_norm", (settings.head_dim,), False
+
+
+def _feed_forward_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    width, inner, bias = settings.d_model, settings.d_ff, settings.bias
+    if settings.gated:
+        yield "feed_forward.gate", (inner, width), bias
+    yield "feed_forward.up", (inner, width), bias
+    yield "feed_forward.down", (width, inner), bias
 
 
 def _entry(theirs: str, ours: tuple[str, ...], transposed: bool, shapes: Mapping[str, tuple[int, ...]]) -> Entry:

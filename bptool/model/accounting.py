@@ -44,8 +44,8 @@ def flops_per_token(settings: ModelSettings, sequence_length: int) -> int:
     The convention is that of PaLM (Chowdhery et al. 2022, appendix B): 6 N + 12 L H Q T for L blocks of H heads of
     width Q and T tokens. N counts the weights that a token is multiplied with (2 FLOPs forward, 4 backward), the
     output projection among them. Attention's two products are taken over all T positions, not the half that a causal
-    mask leaves. Not counted: embedding lookups, biases, norms, activations, softmax, the rotation, the optimizer, and
-    recomputation. A forward alone is a third of it.
+    mask leaves, nor the fewer of a sliding window. Not counted: embedding lookups, biases, norms, activations, softmax,
+    the rotation, the optimizer, and recomputation. A forward alone is a third of it.
     """
     weights = settings.n_layers * _block_matmul_weights(settings) + settings.vocab_size * settings.d_model
     attention = settings.n_layers * settings.n_heads * settings.head_dim * sequence_length
@@ -61,20 +61,22 @@ def _block_matmul_weights(settings: ModelSettings) -> int:
 def _block_parameters(settings: ModelSettings) -> int:
     query, kept = settings.n_heads * settings.head_dim, settings.n_kv_heads * settings.head_dim
     inner = (_feed_forward_matrices(settings) - 1) * settings.d_ff
-    biases = query + 2 * kept + settings.d_model + inner + settings.d_model if settings.bias else 0
+    biases = settings.d_model + inner + settings.d_model if settings.bias else 0
+    biases += query + 2 * kept if settings.bias or settings.qkv_bias else 0
     head_norms = 2 * settings.head_dim if settings.qk_norm else 0
-    return _block_matmul_weights(settings) + biases + head_norms + 2 * _norm_parameters(settings)
+    norms = (4 if settings.post_norm else 2) * _norm_parameters(settings)
+    return _block_matmul_weights(settings) + biases + head_norms + norms
 
 
 def _feed_forward_matrices(settings: ModelSettings) -> int:
-    return 3 if settings.activation == "swiglu" else 2
+    return 3 if settings.gated else 2
 
 
 def _norm_parameters(settings: ModelSettings) -> int:
     match settings.norm:
         case "layernorm":
             return settings.d_model * (2 if settings.bias else 1)
-        case "rmsnorm":
+        case "rmsnorm" | "rmsnorm-offset":
             return settings.d_model
         case "none":
             return 0

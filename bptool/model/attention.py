@@ -6,14 +6,21 @@ Q head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bptool.config.schema import ModelSettings
 from bptool.hardware import acts_as_cuda
-from bptool.model.normalization import RMSNorm
-from bptool.model.position import Rotation, rotate
+from bptool.model.loss import softcapped
+from bptool.model.normalization import make_head_norm
+from bptool.model.position import Rotation, rotate, yarn_score_factor
+
+Attend = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
+"""Queries, keys, values, dropout, and what to add to the scores (None: what makes them causal) to the output."""
 
 
 class Attention(nn.Module):
@@ -21,18 +28,25 @@ class Attention(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        d_model, self.head_dim, bias = settings.d_model, settings.head_dim, settings.bias
-        self.query = nn.Linear(d_model, settings.n_heads * self.head_dim, bias=bias)
-        self.key = nn.Linear(d_model, settings.n_kv_heads * self.head_dim, bias=bias)
-        self.value = nn.Linear(d_model, settings.n_kv_heads * self.head_dim, bias=bias)
+        d_model, self.head_dim = settings.d_model, settings.head_dim
+        bias, qkv_bias = settings.bias, settings.bias or settings.qkv_bias
+        self.query = nn.Linear(d_model, settings.n_heads * self.head_dim, bias=qkv_bias)
+        self.key = nn.Linear(d_model, settings.n_kv_heads * self.head_dim, bias=qkv_bias)
+        self.value = nn.Linear(d_model, settings.n_kv_heads * self.head_dim, bias=qkv_bias)
         self.output = nn.Linear(settings.n_heads * self.head_dim, d_model, bias=bias)
-        self.query_norm = RMSNorm(self.head_dim, eps=settings.norm_eps) if settings.qk_norm else None
-        self.key_norm = RMSNorm(self.head_dim, eps=settings.norm_eps) if settings.qk_norm else None
-        self.attend = {"sdpa": fused_attention, "eager": eager_attention}[settings.attention]
+        self.query_norm = make_head_norm(settings) if settings.qk_norm else None
+        self.key_norm = make_head_norm(settings) if settings.qk_norm else None
+        self.attend = attend_as(settings)
         self.dropout = settings.dropout
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
-        """[B, T, D] to [B, T, D]; `rotation` turns queries and keys, None leaves them alone."""
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, mask_TS: Tensor | None = None) -> Tensor:
+        """[B, T, D] to [B, T, D].
+
+        Args:
+            x_BTD: the block's normalised input.
+            rotation: turns queries and keys; None leaves them alone.
+            mask_TS: added to the scores; None: each token attends to itself and to all before it.
+        """
         q_BHTQ, k_BKSQ, v_BKSQ = (
             project(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
@@ -43,28 +57,80 @@ class Attention(nn.Module):
             q_BHTQ, k_BKSQ = rotate(q_BHTQ, rotation), rotate(k_BKSQ, rotation)
         # Normalising and rotating raise low precision to float32; the kernels want all three alike.
         q_BHTQ, k_BKSQ = q_BHTQ.to(v_BKSQ.dtype), k_BKSQ.to(v_BKSQ.dtype)
-        y_BHTQ = self.attend(q_BHTQ, k_BKSQ, v_BKSQ, self.dropout if self.training else 0.0)
+        y_BHTQ = self.attend(q_BHTQ, k_BKSQ, v_BKSQ, self.dropout if self.training else 0.0, mask_TS)
         y_BTD: Tensor = self.output(y_BHTQ.transpose(1, 2).flatten(2))
         return y_BTD
 
 
-def fused_attention(q_BHTQ: Tensor, k_BKSQ: Tensor, v_BKSQ: Tensor, dropout: float) -> Tensor:
+def attend_as(settings: ModelSettings) -> Attend:
+    """The attention that `settings` ask for; no fused kernel bends scores, so a softcap is written out."""
+    scale = score_scale(settings)
+    if settings.attention == "eager" or settings.attention_softcap:
+        return partial(eager_attention, scale=scale, softcap=settings.attention_softcap)
+    return partial(fused_attention, scale=scale)
+
+
+def score_scale(settings: ModelSettings) -> float | None:
+    """What attention scores are multiplied with; None: 1 / sqrt(Q), the usual."""
+    stretch = yarn_score_factor(settings.rope) if settings.position == "rope" else 1.0
+    if settings.query_scale_dim == settings.head_dim and stretch == 1:
+        return None
+    return float(settings.query_scale_dim**-0.5 * stretch)
+
+
+def window_mask(n_tokens: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What to add to the scores where a token attends to the last `window` tokens, itself among them: 0 or -inf."""
+    distance_TS = torch.arange(n_tokens, device=device)[:, None] - torch.arange(n_tokens, device=device)
+    seen_TS = (distance_TS >= 0) & (distance_TS < window)
+    return torch.zeros(n_tokens, n_tokens, dtype=dtype, device=device).masked_fill_(~seen_TS, -torch.inf)
+
+
+def fused_attention(
+    q_BHTQ: Tensor,
+    k_BKSQ: Tensor,
+    v_BKSQ: Tensor,
+    dropout: float,
+    mask_TS: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
     """PyTorch's fused attention: weights are never held, except where no fused kernel takes these inputs."""
     grouped = k_BKSQ.shape[1] < q_BHTQ.shape[1]
-    if grouped and acts_as_cuda(q_BHTQ) and q_BHTQ.dtype == torch.float32:
-        # CUDA's only fused float32 kernel knows no groups; asked for them, PyTorch falls back to holding all weights.
+    if grouped and acts_as_cuda(q_BHTQ) and (q_BHTQ.dtype == torch.float32 or mask_TS is not None):
+        # CUDA's only fused kernel for float32, or for a mask, knows no groups; asked for them, PyTorch falls back to
+        # holding all weights.
         k_BKSQ, v_BKSQ = _copied_to_heads(k_BKSQ, q_BHTQ), _copied_to_heads(v_BKSQ, q_BHTQ)
         grouped = False
-    return F.scaled_dot_product_attention(q_BHTQ, k_BKSQ, v_BKSQ, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
+    causal = mask_TS is None
+    return F.scaled_dot_product_attention(
+        q_BHTQ, k_BKSQ, v_BKSQ, attn_mask=mask_TS, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
 
 
-def eager_attention(q_BHTQ: Tensor, k_BKSQ: Tensor, v_BKSQ: Tensor, dropout: float) -> Tensor:
-    """The same written out, `softmax(q k^T / sqrt(Q)) v`: all the weights are held, softmax is in float32 or better."""
+def eager_attention(
+    q_BHTQ: Tensor,
+    k_BKSQ: Tensor,
+    v_BKSQ: Tensor,
+    dropout: float,
+    mask_TS: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> Tensor:
+    """The same written out, `softmax(q k^T / sqrt(Q)) v`: all the weights are held, softmax is in float32 or better.
+
+    With a softcap the scores are bent before they are masked.
+    """
     k_BHSQ, v_BHSQ = _copied_to_heads(k_BKSQ, q_BHTQ), _copied_to_heads(v_BKSQ, q_BHTQ)
-    scores_BHTS = q_BHTQ @ k_BHSQ.mT * q_BHTQ.shape[-1] ** -0.5
-    future_TS = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=q_BHTQ.device).triu(1)
+    scores_BHTS = q_BHTQ @ k_BHSQ.mT * (q_BHTQ.shape[-1] ** -0.5 if scale is None else scale)
+    scores_BHTS = softcapped(scores_BHTS, softcap)
+    if mask_TS is None:
+        future_TS = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=q_BHTQ.device).triu(1)
+        scores_BHTS = scores_BHTS.masked_fill(future_TS, -torch.inf)
+    else:
+        scores_BHTS = scores_BHTS + mask_TS
     exact = torch.promote_types(scores_BHTS.dtype, torch.float32)
-    weights_BHTS = scores_BHTS.masked_fill(future_TS, -torch.inf).softmax(-1, dtype=exact)
+    weights_BHTS = scores_BHTS.softmax(-1, dtype=exact)
     return F.dropout(weights_BHTS.to(v_BHSQ.dtype), dropout) @ v_BHSQ
 
 

@@ -18,16 +18,17 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu-tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "swiglu": F.silu,
+    "geglu-tanh": partial(F.gelu, approximate="tanh"),
 }
 
 
 class FeedForward(nn.Module):
-    """`down(f(up(x)))`; for swiglu `down(silu(gate(x)) * up(x))` (Shazeer 2020)."""
+    """`down(f(up(x)))`; where it is gated, as swiglu is, `down(f(gate(x)) * up(x))` (Shazeer 2020)."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         d_model, d_ff, bias = settings.d_model, settings.d_ff, settings.bias
-        self.gate = nn.Linear(d_model, d_ff, bias=bias) if settings.activation == "swiglu" else None
+        self.gate = nn.Linear(d_model, d_ff, bias=bias) if settings.gated else None
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
         self.activation = _ACTIVATIONS[settings.activation]

@@ -9,6 +9,7 @@ negative (`IGNORED`) counts for nothing; where all are ignored the loss is 0.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bptool.model.autocast import matmul_dtype
 from bptool.units import MIB
 
 IGNORED = -100
@@ -25,19 +27,20 @@ _SMALL_CHUNK_BYTES = 64 * MIB
 _PRODUCT_ROWS = 8192
 
 
-def plain_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def plain_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float = 0.0) -> Tensor:
     """Mean cross-entropy over the valid targets, with all the logits held at once.
 
-    Low-precision logits are raised to float32 first, as the fused loss does.
+    Low-precision logits are raised to float32 first, as the fused loss does; then they are bent by `softcap`, if any.
     """
     logits_NV = F.linear(x_ND, weight_VD)
     exact = torch.promote_types(logits_NV.dtype, torch.float32)
     targets_N = targets_N.masked_fill(targets_N < 0, IGNORED)
-    total = F.cross_entropy(logits_NV.to(exact), targets_N, ignore_index=IGNORED, reduction="sum")
+    logits_NV = softcapped(logits_NV.to(exact), softcap)
+    total = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
     return total / _count(targets_N)
 
 
-def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float = 0.0) -> Tensor:
     """Mean cross-entropy over the valid targets, never holding more than a chunk of the logits.
 
     The gradients of `x_ND` and `weight_VD` are computed in the forward, each only where grad mode and its
@@ -47,9 +50,14 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> 
     """
     wanted = torch.is_grad_enabled()
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        x_ND, weight_VD, targets_N, wanted and x_ND.requires_grad, wanted and weight_VD.requires_grad
+        x_ND, weight_VD, targets_N, wanted and x_ND.requires_grad, wanted and weight_VD.requires_grad, softcap
     )
     return loss
+
+
+def softcapped(x: Tensor, softcap: float) -> Tensor:
+    """`c tanh(x / c)`, which stays within -c and c (Gemma 2, section 2); for c = 0, x itself."""
+    return softcap * torch.tanh(x / softcap) if softcap else x
 
 
 def chunk_tokens(n_tokens: int, vocab_size: int, d_model: int) -> int:
@@ -69,11 +77,17 @@ def chunk_tokens(n_tokens: int, vocab_size: int, d_model: int) -> int:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, x_wanted: bool, weight_wanted: bool
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        x_wanted: bool,
+        weight_wanted: bool,
+        softcap: float,
     ) -> Tensor:
         x_grad_ND = torch.empty_like(x_ND) if x_wanted else None
         weight_grad_VD = _zeros_for_sum(weight_VD) if weight_wanted else None
-        total = _sum_over_chunks(x_ND, weight_VD, targets_N, x_grad_ND, weight_grad_VD)
+        total = _sum_over_chunks(x_ND, weight_VD, targets_N, x_grad_ND, weight_grad_VD, softcap)
         count = _count(targets_N)
         ctx.save_for_backward(x_grad_ND, weight_grad_VD, count)
         ctx.weight_dtype = weight_VD.dtype
@@ -82,7 +96,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if ctx.used:
             raise RuntimeError(
                 "a second backward through linear_cross_entropy: its gradients were scaled in place by the first;"
@@ -95,7 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             x_grad_ND.mul_(scale)
         if weight_grad_VD is not None:
             weight_grad_VD = weight_grad_VD.mul_(scale).to(ctx.weight_dtype)
-        return x_grad_ND, weight_grad_VD, None, None, None
+        return x_grad_ND, weight_grad_VD, None, None, None, None
 
 
 def _sum_over_chunks(
@@ -104,16 +118,17 @@ def _sum_over_chunks(
     targets_N: Tensor,
     x_grad_ND: Tensor | None,
     weight_grad_VD: Tensor | None,
+    softcap: float,
 ) -> Tensor:
     """Sum of the tokens' losses; the gradients of that sum are written to where there is a tensor for them."""
-    dtype = _matmul_dtype(x_ND)
+    dtype = matmul_dtype(x_ND)
     x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
     total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x_ND.device)
     size = chunk_tokens(x_ND.shape[0], *weight_VD.shape)
     for start in range(0, x_ND.shape[0], size):
         rows = slice(start, start + size)
         x_grad_CD = None if x_grad_ND is None else x_grad_ND[rows]
-        total += _chunk_sum(x_ND[rows], weight_VD, targets_N[rows, None], x_grad_CD, weight_grad_VD)
+        total += _chunk_sum(x_ND[rows], weight_VD, targets_N[rows, None], x_grad_CD, weight_grad_VD, softcap)
     return total
 
 
@@ -123,10 +138,12 @@ def _chunk_sum(
     targets_C1: Tensor,
     x_grad_CD: Tensor | None,
     weight_grad_VD: Tensor | None,
+    softcap: float,
 ) -> Tensor:
     """The same for one chunk, whose logits are gone when it returns."""
     valid_C1 = targets_C1 >= 0
-    loss_C1, slope_CV = _losses_and_slopes(x_CD @ weight_VD.mT, targets_C1.clamp(min=0))
+    losses_and_slopes = partial(_softcapped_losses_and_slopes, softcap=softcap) if softcap else _losses_and_slopes
+    loss_C1, slope_CV = losses_and_slopes(x_CD @ weight_VD.mT, targets_C1.clamp(min=0))
     if x_grad_CD is not None or weight_grad_VD is not None:
         slope_CV = slope_CV.to(x_CD.dtype)
     # An ignored token is masked where it is D wide, not V: in its gradient, and as a factor of the weight's.
@@ -152,6 +169,14 @@ def _losses_and_slopes(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, T
     return log_sum_C1 - target_logit_C1, slope_CV
 
 
+def _softcapped_losses_and_slopes(logits_CV: Tensor, targets_C1: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """The same behind `softcapped`, whose slope is 1 - tanh^2."""
+    exact = torch.promote_types(logits_CV.dtype, torch.float32)
+    bend_CV = torch.tanh(logits_CV.to(exact) / softcap)
+    loss_C1, slope_CV = _losses_and_slopes(softcap * bend_CV, targets_C1)
+    return loss_C1, slope_CV.mul_(1 - bend_CV.square_())
+
+
 def _add_product(total_VD: Tensor, slope_CV: Tensor, x_CD: Tensor) -> None:
     """`total += slope^T x`; a low-precision product is made a few rows at a time, as it needs a place of its own."""
     if total_VD.dtype == x_CD.dtype:
@@ -163,14 +188,6 @@ def _add_product(total_VD: Tensor, slope_CV: Tensor, x_CD: Tensor) -> None:
 
 def _zeros_for_sum(weight_VD: Tensor) -> Tensor:
     return torch.zeros_like(weight_VD, dtype=torch.promote_types(weight_VD.dtype, torch.float32))
-
-
-def _matmul_dtype(x_ND: Tensor) -> torch.dtype:
-    """The dtype that a matmul of `x_ND` has here; autocast leaves float64 alone."""
-    device = x_ND.device.type
-    if torch.is_autocast_enabled(device) and x_ND.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x_ND.dtype
 
 
 def _count(targets_N: Tensor) -> Tensor:

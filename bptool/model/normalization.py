@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bptool.config.schema import ModelSettings
@@ -16,6 +18,19 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
+class OffsetRMSNorm(RMSNorm):
+    """`x / sqrt(mean(x^2) + eps) * (1 + weight)`, in float32 or better, with an output like the weight (Gemma).
+
+    The weight says how far the scale is from 1, so that decay pulls the scale to 1, and bfloat16 is fine near it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        scale = 1 + self.weight.to(exact)
+        return F.rms_norm(x.to(exact), self.normalized_shape, scale, self.eps).to(self.weight.dtype)
+
+
 def make_norm(settings: ModelSettings) -> nn.Module:
     """The normalisation of the residual stream that `settings.norm` names."""
     match settings.norm:
@@ -23,5 +38,13 @@ def make_norm(settings: ModelSettings) -> nn.Module:
             return nn.LayerNorm(settings.d_model, eps=settings.norm_eps, bias=settings.bias)
         case "rmsnorm":
             return RMSNorm(settings.d_model, eps=settings.norm_eps)
+        case "rmsnorm-offset":
+            return OffsetRMSNorm(settings.d_model, eps=settings.norm_eps)
         case "none":
             return nn.Identity()
+
+
+def make_head_norm(settings: ModelSettings) -> RMSNorm:
+    """The normalisation of a query or key head: RMS, with an offset where the residual stream's has one."""
+    kind = OffsetRMSNorm if settings.norm == "rmsnorm-offset" else RMSNorm
+    return kind(settings.head_dim, eps=settings.norm_eps)

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bptool.config.schema import ModelSettings
-from bptool.model.attention import Attention
+from bptool.config.schema import ModelSettings, RopeSettings
+from bptool.model.attention import Attention, window_mask
+from bptool.model.autocast import matmul_dtype
 from bptool.model.feed_forward import FeedForward
-from bptool.model.loss import linear_cross_entropy, plain_cross_entropy
+from bptool.model.loss import linear_cross_entropy, plain_cross_entropy, softcapped
 from bptool.model.normalization import make_norm
 from bptool.model.position import Rotation, rotation
 
@@ -26,7 +27,7 @@ _BRANCH_OUTPUTS = ("attention.output.weight", "feed_forward.down.weight")
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each normalised before and added after.
+    """Attention, then feed-forward, each normalised before (with `post_norm` after it too) and added.
 
     With `residual` off each branch's output takes its input's place, which shows what the addition is for.
     """
@@ -35,15 +36,25 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = make_norm(settings)
         self.attention = Attention(settings)
+        self.attention_post_norm = make_norm(settings) if settings.post_norm else nn.Identity()
         self.feed_forward_norm = make_norm(settings)
         self.feed_forward = FeedForward(settings)
+        self.feed_forward_post_norm = make_norm(settings) if settings.post_norm else nn.Identity()
         self.dropout = nn.Dropout(settings.dropout)
         self.residual = settings.residual
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
-        """[B, T, D] to [B, T, D]; `rotation` are the positions' angles, None where the model has no rope."""
-        x_BTD = self._joined(x_BTD, self.attention(self.attention_norm(x_BTD), rotation))
-        return self._joined(x_BTD, self.feed_forward(self.feed_forward_norm(x_BTD)))
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, mask_TS: Tensor | None = None) -> Tensor:
+        """[B, T, D] to [B, T, D].
+
+        Args:
+            x_BTD: the residual stream.
+            rotation: the positions' angles; None where the model has no rope.
+            mask_TS: the sliding window's; None: attention is causal and nothing else.
+        """
+        branch_BTD = self.attention(self.attention_norm(x_BTD), rotation, mask_TS)
+        x_BTD = self._joined(x_BTD, self.attention_post_norm(branch_BTD))
+        branch_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
+        return self._joined(x_BTD, self.feed_forward_post_norm(branch_BTD))
 
     def _joined(self, x_BTD: Tensor, branch_BTD: Tensor) -> Tensor:
         branch_BTD = self.dropout(branch_BTD)
@@ -78,40 +89,55 @@ class Transformer(nn.Module):
             loss: `fused` never holds all the logits, `plain` does; the numbers are the same.
         """
         x_BTD = self._hidden(tokens_BT)
-        weight_VD = self.embedding.weight if self.head is None else self.head.weight
+        weight_VD, softcap = (self.head or self.embedding).weight, self.settings.logit_softcap
         if targets_BT is None:
-            return F.linear(x_BTD, weight_VD)
+            return softcapped(F.linear(x_BTD, weight_VD), softcap)
         cross_entropy = linear_cross_entropy if loss == "fused" else plain_cross_entropy
-        return cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
+        return cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap)
 
     def _hidden(self, tokens_BT: Tensor) -> Tensor:
         """The last norm's output, [B, T, D]."""
         n_tokens = tokens_BT.shape[1]
         assert n_tokens <= self.settings.context_length, "a sequence is longer than the model's context"
         x_BTD = self.embedding(tokens_BT)
+        if self.settings.scaled_embeddings:
+            x_BTD = x_BTD * math.sqrt(self.settings.d_model)
         if self.position is not None:
             x_BTD = x_BTD + self.position.weight[:n_tokens]
         x_BTD = self.dropout(x_BTD)
-        angles = None
-        if self.settings.position == "rope":
-            angles = rotation(n_tokens, self.settings.head_dim, self.settings.rope, tokens_BT.device)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, angles)
+        far = self._angles(x_BTD, self.settings.rope), None
+        near = self._near(x_BTD, far[0]) if self.settings.sliding_window else far
+        for number, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, *(near if self.settings.slides(number) else far))
         normed_BTD: Tensor = self.final_norm(x_BTD)
         return normed_BTD
+
+    def _near(self, x_BTD: Tensor, angles: Rotation | None) -> tuple[Rotation | None, Tensor | None]:
+        """The positions' angles and the mask for blocks with a sliding window, from the other blocks' angles."""
+        n_tokens, window, rope = x_BTD.shape[1], self.settings.sliding_window, self.settings.rope
+        if rope.local_theta:
+            angles = self._angles(x_BTD, RopeSettings(theta=rope.local_theta))
+        masked = window < n_tokens  # else attention is causal and nothing else
+        return angles, window_mask(n_tokens, window, matmul_dtype(x_BTD), x_BTD.device) if masked else None
+
+    def _angles(self, x_BTD: Tensor, rope: RopeSettings) -> Rotation | None:
+        if self.settings.position != "rope":
+            return None
+        return rotation(x_BTD.shape[1], self.settings.head_dim, rope, x_BTD.device)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
         """Fill the parameters as GPT-2 does (Radford et al. 2019).
 
         Matrices are normal with standard deviation `init_std`, over sqrt(2 n_layers) where they end a branch, so that
-        the residual stream's variance does not grow with depth; biases are 0, norms 1. Each parameter is drawn from
-        `seed` and its own name, so it is the same whatever else is built, in whatever order.
+        the residual stream's variance does not grow with depth; biases are 0, norms scale by 1. Each parameter is drawn
+        from `seed` and its own name, so it is the same whatever else is built, in whatever order.
         """
         branch_std = self.settings.init_std / math.sqrt(2 * self.settings.n_layers)
+        norm_weight = 0.0 if self.settings.norm == "rmsnorm-offset" else 1.0
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(1.0 if name.endswith(".weight") else 0.0)
+                parameter.fill_(norm_weight if name.endswith(".weight") else 0.0)
                 continue
             generator = torch.Generator(parameter.device)
             generator.manual_seed(zlib.crc32(f"{seed}/{name}".encode()))

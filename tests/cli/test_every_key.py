@@ -57,6 +57,8 @@ class Case(NamedTuple):
 
 
 LLAMA3 = ("model.rope.scaling=llama3", "model.rope.original_context_length=64")
+YARN = ("model.rope.scaling=yarn", "model.rope.original_context_length=4096")
+WINDOW = ("model.sliding_window=4",)
 SGD = ("optimizer.name=sgd",)
 DIVERGING = ("optimizer.name=gradient-descent", "optimizer.lr=1e20", "training.clip_norm=0")
 CASES = {
@@ -74,16 +76,29 @@ CASES = {
     "model.context_length": Case("64", "size", ("model.position=learned", "training.sequence_length=32")),
     "model.norm": Case("none", "losses"),
     "model.norm_eps": Case("0.1", "losses"),
+    "model.post_norm": Case("true", "size"),
     "model.position": Case("none", "losses"),
     "model.rope.theta": Case("100.0", "losses"),
+    "model.rope.local_theta": Case("100.0", "losses", WINDOW),
     "model.rope.scaling": Case("llama3", "losses", LLAMA3[1:]),
     "model.rope.factor": Case("2.0", "losses", LLAMA3),
     "model.rope.low_frequency_factor": Case("2.0", "losses", LLAMA3),
     "model.rope.high_frequency_factor": Case("8.0", "losses", LLAMA3),
     "model.rope.original_context_length": Case("16", "losses", LLAMA3[:1]),
+    "model.rope.beta_fast": Case("200.0", "losses", YARN),
+    "model.rope.beta_slow": Case("8.0", "losses", YARN),
+    "model.rope.mscale": Case("2.0", "losses", YARN),
+    "model.rope.mscale_all_dim": Case("7.0", "weights", YARN),
+    "model.sliding_window": Case("4", "losses"),
+    "model.sliding_window_pattern": Case("1", "losses", WINDOW),
+    "model.query_scale_dim": Case("1", "losses"),
+    "model.attention_softcap": Case("0.1", "losses"),
     "model.activation": Case("relu", "losses"),
     "model.bias": Case("true", "size"),
+    "model.qkv_bias": Case("true", "size"),
     "model.qk_norm": Case("true", "size"),
+    "model.scaled_embeddings": Case("true", "losses"),
+    "model.logit_softcap": Case("1.0", "losses"),
     "model.tied_embeddings": Case("false", "size"),
     "model.dropout": Case("0.5", "losses"),
     "model.residual": Case("false", "losses"),

@@ -162,7 +162,7 @@ def test_llama3_scaling_without_its_own_length_scales_the_models() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "lama"}, ["model_type = 'lama'", "known are gpt2, llama", "did you mean 'llama'?"]),
+        ({"model_type": "lama"}, ["model_type = 'lama'", "known are gpt2, llama, mistral", "did you mean 'llama'?"]),
         ({"model_type": None}, ["model_type is missing", "gpt2, llama"]),
         ({"hidden_act": "sillu"}, ["hidden_act = 'sillu'", "known are silu, swish", "did you mean 'silu'?"]),
         ({"hidden_act": ["silu"]}, ["hidden_act"]),
@@ -175,8 +175,16 @@ def test_llama3_scaling_without_its_own_length_scales_the_models() -> None:
         ({"attention_bias": True}, ["attention_bias = True, mlp_bias = False", "must agree"]),
         ({"attention_bias": 1, "mlp_bias": 1}, ["attention_bias = 1", "boolean"]),
         ({"rope_theta": -1.0}, ["rope_theta = -1.0", "greater than 0"]),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ["rope_type = 'yarn'", "default, llama3"]),
+        (
+            {"rope_scaling": {"rope_type": "yarm", "factor": 2.0}},
+            ["rope_type = 'yarm'", "linear, llama3, yarn", "did you"],
+        ),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, ["rope_type"]),
+        ({"rope_scaling": {"rope_type": "yarn"}}, ["rope_scaling.factor is missing"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 1.5}}, ["attention_factor = 1.5"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, ["truncate"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale_all_dim": 1.0}}, ["mscale_all_dim", "DeepSeek"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_slow": 40.0}}, ["beta_fast = 32.0 must exceed"]),
         ({"rope_scaling": 2.0}, ["rope_scaling = 2.0", "object"]),
         ({"rope_scaling": {"type": "llama3", "factor": 2.0}}, ["rope_scaling.low_freq_factor is missing"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
@@ -264,7 +272,9 @@ def test_how_a_model_is_computed_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("keys", "gpt2", "llama"),
     [
-        ({"qk_norm": True}, "qk_norm = True", "  llama: qk_norm = True"),
+        ({"qk_norm": True, "bias": True}, "qk_norm = True", "  llama: qk_norm = True"),
+        ({"logit_softcap": 9.0}, "logit_softcap = 9.0", "  llama: logit_softcap = 9.0"),
+        ({"sliding_window": 9, "sliding_window_pattern": 3}, "sliding_window = 9", "  llama: sliding_window = 9"),
         ({"residual": False}, "residual = False", "  llama: residual = False"),
         ({"norm": "layernorm"}, "bias = False", "  llama: norm = 'layernorm'"),
         ({"position": "none"}, "position = 'none'", "  llama: position = 'none'"),

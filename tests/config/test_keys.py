@@ -68,7 +68,8 @@ def test_what_every_key_takes_can_be_said(key: str) -> None:
 
 def test_auto_follows_from_other_keys_for_numbers_alone() -> None:
     automatic = {key for key in fields() if allows_auto(key)}
-    assert automatic == {"model.n_kv_heads", "model.head_dim", "model.d_ff", "training.sequence_length"}
+    model = {f"model.{key}" for key in ("n_kv_heads", "head_dim", "d_ff", "query_scale_dim")}
+    assert automatic == {*model, "training.sequence_length"}
 
 
 @pytest.mark.parametrize(

@@ -206,13 +206,14 @@ def test_a_tied_head_is_passed_over_if_it_is_the_embedding(tmp_path: Path) -> No
     assert "a head that is not the embedding" in refusal(tmp_path, settings).message
 
 
-@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "none"])
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "rmsnorm-offset", "none"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_shapes_are_those_of_the_model(norm: str, bias: bool) -> None:
-    for activation, position, tied in (("relu", "learned", True), ("swiglu", "rope", False)):
+    for activation, position, tied in (("relu", "learned", True), ("geglu-tanh", "rope", False)):
         settings = ModelSettings.model_validate({
             "n_layers": 2, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "head_dim": 6, "d_ff": 10, "vocab_size": 7,
             "norm": norm, "bias": bias, "activation": activation, "position": position, "tied_embeddings": tied,
+            "qk_norm": tied, "post_norm": tied, "qkv_bias": tied,
         })  # fmt: skip
         state = build(settings, device="meta", seed=0).state_dict()
         assert parameter_shapes(settings) == {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -247,7 +248,7 @@ def test_weights_of_another_model_are_refused(llama_folder: tuple[Path, ModelSet
 
 def test_settings_that_no_family_has_are_refused(llama_folder: tuple[Path, ModelSettings]) -> None:
     folder, settings = llama_folder
-    assert "qk_norm = True" in refusal(folder, settings.model_copy(update={"qk_norm": True})).message
+    assert "residual = False" in refusal(folder, settings.model_copy(update={"residual": False})).message
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
@@ -301,6 +302,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_model_that_no_family_has_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="qk_norm"):
-        save_weights({}, ModelSettings(qk_norm=True, rope=RopeSettings(theta=1.0)), tmp_path / "new")
+    with pytest.raises(UsageError, match="residual"):
+        save_weights({}, ModelSettings(residual=False, rope=RopeSettings(theta=1.0)), tmp_path / "new")
     assert not (tmp_path / "new").exists()

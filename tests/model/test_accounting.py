@@ -26,10 +26,13 @@ def model_settings(draw: st.DrawFn) -> ModelSettings:
         "d_ff": draw(st.integers(1, 20)),
         "vocab_size": draw(st.integers(1, 30)),
         "context_length": draw(st.integers(8, 20)),
-        "norm": draw(st.sampled_from(["layernorm", "rmsnorm", "none"])),
+        "norm": draw(st.sampled_from(["layernorm", "rmsnorm", "rmsnorm-offset", "none"])),
         "position": draw(st.sampled_from(["learned", "rope", "none"])),
-        "activation": draw(st.sampled_from(["gelu", "swiglu"])),
-        **{key: draw(st.booleans()) for key in ("bias", "qk_norm", "tied_embeddings")},
+        "activation": draw(st.sampled_from(["gelu", "swiglu", "geglu-tanh"])),
+        **{key: draw(st.booleans()) for key in ("bias", "qkv_bias", "qk_norm", "post_norm", "tied_embeddings")},
+        "sliding_window": draw(st.integers(0, 9)),
+        "sliding_window_pattern": draw(st.integers(0, 2)),
+        "attention_softcap": draw(st.sampled_from([0.0, 5.0])),
     }
     return ModelSettings.model_validate(keys)
 

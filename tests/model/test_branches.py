@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from bptool.config.schema import ModelSettings
-from bptool.model.attention import Attention, eager_attention, fused_attention
+from bptool.model.attention import Attention, eager_attention, fused_attention, window_mask
 from bptool.model.feed_forward import FeedForward
-from bptool.model.normalization import RMSNorm, make_norm
+from bptool.model.normalization import OffsetRMSNorm, RMSNorm, make_norm
 from bptool.model.position import rotation
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Attend = Callable[..., Tensor]
 
 CLOSED_FORMS: dict[str, Callable[[float], float]] = {
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
     "gelu-tanh": lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     "relu": lambda x: max(x, 0.0),
+    "geglu-tanh": lambda x: CLOSED_FORMS["gelu-tanh"](3 * x) * x,
     "swiglu": lambda x: 3 * x / (1 + math.exp(-3 * x)) * x,  # the gate below is 3
 }
 
@@ -47,6 +48,10 @@ def test_rmsnorm_and_layernorm() -> None:
     assert rms(x).tolist() == pytest.approx([v / math.sqrt(30 / 4 + 0.5) for v in (3, -1, 2, 4)])
     layer = make_norm(settings.model_copy(update={"norm": "layernorm"})).double()
     assert layer(x).tolist() == pytest.approx([(v - 2) / math.sqrt(14 / 4 + 0.5) for v in (3, -1, 2, 4)])
+    offset = OffsetRMSNorm(4, eps=0.5).double()
+    with torch.no_grad():
+        offset.weight.fill_(0.5)
+    assert offset(x).tolist() == pytest.approx([1.5 * v / math.sqrt(30 / 4 + 0.5) for v in (3, -1, 2, 4)])
     none = make_norm(settings.model_copy(update={"norm": "none"}))
     assert none(x) is x
     assert [len(list(norm.parameters())) for norm in (rms, layer, none)] == [1, 2, 0]
@@ -96,6 +101,28 @@ def test_fused_and_eager_attention_have_equal_gradients(n_kv_heads: int) -> None
 
 
 @pytest.mark.parametrize("attend", [fused_attention, eager_attention])
+@pytest.mark.parametrize("window", [1, 3, 5])
+def test_a_window_is_the_last_tokens(attend: Attend, window: int) -> None:
+    """The mask's own memory is all there is of it, and a token attends to `window` tokens, itself among them."""
+    q, k, v = heads(4), heads(2), heads(2)
+    mask = window_mask(5, window, torch.float64, torch.device("cpu"))
+    found = attend(q, k, v, 0.0, mask, scale=0.7)
+    for t in range(5):
+        first = max(0, t - window + 1)
+        for h in range(4):
+            weights = (0.7 * k[0, h // 2, first : t + 1] @ q[0, h, t]).softmax(0)
+            torch.testing.assert_close(found[0, h, t], weights @ v[0, h // 2, first : t + 1])
+
+
+def test_softcapped_scores() -> None:
+    """By hand for the second of two tokens, whose scores are 3 and -8."""
+    q, k, v = (torch.tensor(x, dtype=torch.float64).view(1, 1, 2, 1) for x in ([0.0, 1.0], [3.0, -8.0], [1.0, 5.0]))
+    first, second = (math.exp(2 * math.tanh(score / 2)) for score in (3, -8))
+    wanted = (first * 1 + second * 5) / (first + second)
+    assert eager_attention(q, k, v, 0.0, softcap=2.0)[0, 0, 1].item() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("attend", [fused_attention, eager_attention])
 def test_dropout_falls_on_attention_weights(attend: Attend) -> None:
     """The first token attends to itself with weight 1, so its output is 0 or 1 / (1 - p) times its value."""
     q, v = torch.zeros(4000, 1, 2, 1), torch.ones(4000, 1, 2, 1)
@@ -123,7 +150,7 @@ def test_qk_norm_and_rotation_leave_the_kernels_dtype_alone() -> None:
     attention = Attention(ModelSettings(d_model=16, n_heads=4, qk_norm=True))
     seen: list[torch.dtype] = []
 
-    def watched(q_BHTQ: Tensor, k_BKSQ: Tensor, v_BKSQ: Tensor, dropout: float) -> Tensor:
+    def watched(q_BHTQ: Tensor, k_BKSQ: Tensor, v_BKSQ: Tensor, dropout: float, mask_TS: Tensor | None) -> Tensor:
         seen.extend((q_BHTQ.dtype, k_BKSQ.dtype, v_BKSQ.dtype))
         return v_BKSQ
 

@@ -21,8 +21,23 @@ GPT2 = {
     "tied_embeddings": True,
 }
 LLAMA = {"n_kv_heads": 2, "tied_embeddings": False}
+GEMMA = {
+    "norm": "rmsnorm-offset",
+    "post_norm": True,
+    "sliding_window": 4,
+    "sliding_window_pattern": 2,
+    "rope": {"theta": 500.0, "local_theta": 50.0},
+    "query_scale_dim": 9,
+    "attention_softcap": 2.0,
+    "activation": "geglu-tanh",
+    "scaled_embeddings": True,
+    "logit_softcap": 3.0,
+}
+QWEN = {"n_kv_heads": 2, "qkv_bias": True, "sliding_window": 6, "rope": {"scaling": "yarn", "factor": 2.0}}
 STYLES = pytest.mark.parametrize(
-    "style", [GPT2, LLAMA, {"qk_norm": True, "norm": "none"}], ids=["gpt2", "llama", "odd"]
+    "style",
+    [GPT2, LLAMA, {"qk_norm": True, "norm": "none"}, GEMMA, QWEN],
+    ids=["gpt2", "llama", "odd", "gemma", "qwen"],
 )
 
 
@@ -201,6 +216,28 @@ def test_initial_weights() -> None:
         assert parameter.mean().item() == pytest.approx(0, abs=6 * std / math.sqrt(parameter.numel())), name
 
 
+def test_an_offset_begins_at_zero() -> None:
+    transformer = build(settings(norm="rmsnorm-offset", qk_norm=True), device="cpu", seed=3)
+    assert all((parameter == 0).all() for parameter in transformer.parameters() if parameter.ndim == 1)
+
+
+def test_a_window_as_long_as_the_text_is_none() -> None:
+    ids = tokens()
+    without, wide, narrow = (model(sliding_window=window)(ids) for window in (0, 9, 8))
+    assert torch.equal(without, wide)
+    assert torch.equal(without[:, :8], narrow[:, :8])
+    assert not torch.equal(without[:, 8], narrow[:, 8])
+
+
+def test_every_third_block_sees_everything() -> None:
+    transformer = model(n_layers=6, sliding_window=2, sliding_window_pattern=3)
+    seen: list[bool] = []
+    for block in transformer.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[2] is None))
+    transformer(tokens())
+    assert seen == [False, False, True] * 2
+
+
 def test_initial_weights_are_a_function_of_seed_and_name() -> None:
     def weight(name: str, seed: int = 1, **keys: Any) -> Tensor:
         return build(settings(**keys), device="cpu", seed=seed).get_parameter(name)
@@ -250,9 +287,10 @@ def test_a_recomputed_block_gives_the_same_gradients() -> None:
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "none"])
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "rmsnorm-offset", "none"])
 def test_autocast_and_bfloat16_stay_near_float64(norm: str, qk_norm: bool) -> None:
     keys: dict[str, Any] = {"norm": norm, "qk_norm": qk_norm, "n_kv_heads": 2, "init_std": 0.1}
+    keys |= {"sliding_window": 4, "attention_softcap": 5.0 * qk_norm, "logit_softcap": 5.0 * qk_norm}
     ids, targets = tokens(), tokens()
     exact = model(**keys)(ids, targets).item()
     single = build(settings(**keys), device="cpu", seed=1)

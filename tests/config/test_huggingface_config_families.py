@@ -1,0 +1,203 @@
+"""What bptool reads from the config.json files of each family, published ones and those of transformers' classes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from bptool.config.huggingface import FAMILIES, huggingface_config, model_settings_from_huggingface
+from bptool.config.schema import ModelSettings
+from bptool.errors import ConfigError
+from bptool.model.accounting import count_parameters
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import transformers
+
+# As published, less the keys that have to do with generation, with other parts and with how they were saved.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "mistral-7b-v0.1": {
+        "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+        "intermediate_size": 14336, "max_position_embeddings": 32768, "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+        "sliding_window": 4096, "tie_word_embeddings": False, "vocab_size": 32000,
+    },
+    "qwen2-7b": {
+        "model_type": "qwen2", "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": 3584,
+        "initializer_range": 0.02, "intermediate_size": 18944, "max_position_embeddings": 131072,
+        "max_window_layers": 28, "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": False,
+        "use_sliding_window": False, "vocab_size": 152064,
+    },
+    "qwen3-8b": {
+        "model_type": "qwen3", "attention_bias": False, "attention_dropout": 0.0, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 12288,
+        "max_position_embeddings": 40960, "max_window_layers": 36, "num_attention_heads": 32,
+        "num_hidden_layers": 36, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None,
+        "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": False, "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "gemma-7b": {
+        "model_type": "gemma", "attention_bias": False, "attention_dropout": 0.0, "head_dim": 256,
+        "hidden_act": "gelu", "hidden_size": 3072, "initializer_range": 0.02, "intermediate_size": 24576,
+        "max_position_embeddings": 8192, "num_attention_heads": 16, "num_hidden_layers": 28,
+        "num_key_value_heads": 16, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000.0,
+        "vocab_size": 256000,
+    },
+    "gemma-2-9b": {
+        "model_type": "gemma2", "attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": 50.0,
+        "cache_implementation": "hybrid", "final_logit_softcapping": 30.0, "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 3584,
+        "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 8192,
+        "num_attention_heads": 16, "num_hidden_layers": 42, "num_key_value_heads": 8, "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_size": 4096,
+        "vocab_size": 256000,
+    },
+    # A model that also sees: its text part says only where it differs from transformers' class.
+    "gemma-3-4b": {
+        "model_type": "gemma3", "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+    },
+    "gemma-3-1b": {
+        "model_type": "gemma3_text", "attention_bias": False, "attention_dropout": 0.0,
+        "attn_logit_softcapping": None, "cache_implementation": "hybrid", "final_logit_softcapping": None,
+        "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "initializer_range": 0.02,
+        "intermediate_size": 6912, "max_position_embeddings": 32768, "num_attention_heads": 4,
+        "num_hidden_layers": 26, "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
+        "sliding_window_pattern": 6, "vocab_size": 262144,
+    },
+}  # fmt: skip
+PARAMETERS = {
+    "mistral-7b-v0.1": 7_241_732_096,
+    "qwen2-7b": 7_615_616_512,
+    "qwen3-8b": 8_190_735_360,
+    "gemma-7b": 8_537_680_896,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-3-4b": 3_880_263_168,
+    "gemma-3-1b": 999_885_952,
+}
+
+
+def read(config: dict[str, Any]) -> ModelSettings:
+    return model_settings_from_huggingface(config, "config.json")
+
+
+def theirs(config: dict[str, Any]) -> Any:
+    """The config of transformers that a config.json makes; the language model's, where there are several parts."""
+    found = transformers.AutoConfig.for_model(**config)
+    return getattr(found, "text_config", found)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_the_parameters_of_transformers(name: str) -> None:
+    settings = read(PUBLISHED[name])
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(theirs(PUBLISHED[name]))
+    assert count_parameters(settings).total == model.num_parameters() == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_survive_transformers_own_spelling(name: str) -> None:
+    """What transformers 5 writes for the same model: `rope_parameters`, `layer_types`, every key there is."""
+    assert read(theirs(PUBLISHED[name]).to_dict()) == read(PUBLISHED[name])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_come_back(name: str) -> None:
+    settings = read(PUBLISHED[name])
+    written = huggingface_config(settings)
+    again = read(written)
+    assert again == settings.model_copy(update={"sliding_window_pattern": again.sliding_window_pattern})
+    assert theirs(written).model_type == written["model_type"]
+
+
+NEW = [name for name in FAMILIES if name not in ("gpt2", "llama")]
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_what_a_file_leaves_out_is_what_transformers_takes(name: str) -> None:
+    config = transformers.AutoConfig.for_model(name).to_dict()
+    assert read({"model_type": name}) == read(config)
+
+
+def test_windows_and_ropes() -> None:
+    mistral, gemma2, gemma3 = (read(PUBLISHED[name]) for name in ("mistral-7b-v0.1", "gemma-2-9b", "gemma-3-4b"))
+    assert (mistral.sliding_window, mistral.sliding_window_pattern) == (4096, 0)
+    assert (gemma2.sliding_window, gemma2.sliding_window_pattern) == (4096, 2)
+    assert [gemma2.slides(i) for i in range(4)] == [True, False, True, False]
+    assert (gemma3.sliding_window, gemma3.sliding_window_pattern) == (1024, 6)
+    assert [i for i in range(34) if not gemma3.slides(i)] == [5, 11, 17, 23, 29]
+    assert (gemma3.rope.theta, gemma3.rope.local_theta) == (1e6, 1e4)
+    assert (gemma3.rope.scaling, gemma3.rope.factor) == ("linear", 8.0)
+    assert (gemma3.n_heads, gemma3.vocab_size, gemma3.qk_norm, gemma3.post_norm) == (8, 262208, True, True)
+    assert read(PUBLISHED["qwen2-7b"]).sliding_window == 0
+    assert read({**PUBLISHED["mistral-7b-v0.1"], "sliding_window": None}).sliding_window == 0
+
+
+SMALL = {"num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 2}, ["layer_types", "every block"]),
+        ({"model_type": "gemma2", "layer_types": ["full_attention"] * 3}, ["layer_types"]),
+        ({"model_type": "gemma2", "hidden_activation": "gelu"}, ["hidden_activation = 'gelu'"]),
+        ({"model_type": "gemma2", "attn_logit_softcapping": -1.0}, ["attn_logit_softcapping = -1.0", "0"]),
+        ({"model_type": "gemma3"}, ["text_config = None must be an object"]),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, ["use_bidirectional_attention = True"]),
+        ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, ["final_logit_softcapping = 30.0"]),
+        ({"model_type": "qwen3", "attention_bias": True}, ["attention_bias = True", "False"]),
+        ({"model_type": "mistral", "sliding_window": -3}, ["sliding_window = -3"]),
+        ({"model_type": "qwen3", "head_dim": 5}, ["head_dim = 5 is odd"]),
+        ({"model_type": "gemma4"}, ["model_type = 'gemma4' is not a known family", "gemma3_text", "did you mean"]),
+        (
+            {
+                "model_type": "qwen3",
+                "rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_theta": 3.0}},
+            },
+            ["one rope for all"],
+        ),
+    ],
+)
+def test_refusals(config: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read({**SMALL, **config})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_windows_that_begin_beyond_the_last_block_are_none() -> None:
+    assert read({**SMALL, "model_type": "qwen2", "use_sliding_window": True}).sliding_window == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "family"),
+    [
+        ({}, "llama"),
+        ({"sliding_window": 9}, "mistral"),
+        ({"sliding_window": 9, "sliding_window_pattern": 2, "qkv_bias": True}, "qwen2"),
+        ({"qkv_bias": True}, "qwen2"),
+        ({"qk_norm": True}, "qwen3"),
+        ({"qk_norm": True, "sliding_window": 999}, "qwen3"),
+        ({"norm": "rmsnorm-offset", "activation": "geglu-tanh", "scaled_embeddings": True}, "gemma"),
+        (
+            {"norm": "rmsnorm-offset", "activation": "geglu-tanh", "scaled_embeddings": True, "post_norm": True},
+            "gemma2",
+        ),
+    ],
+)
+def test_the_plainest_family_that_computes_the_same_is_written(keys: dict[str, Any], family: str) -> None:
+    settings = ModelSettings.model_validate(keys)
+    written = huggingface_config(settings)
+    assert written["model_type"] == family
+    again = read(written)
+    assert huggingface_config(again) == written
