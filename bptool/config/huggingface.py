@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from bptool.config.huggingface_families import FAMILIES, PARTS, Family
 from bptool.config.huggingface_rope import ROPE_KEYS, read_rope, used_keys, write_rope
 from bptool.config.huggingface_window import read_window, write_window
-from bptool.config.keys import nest
-from bptool.config.schema import AUTO, ModelSettings, RopeSettings
+from bptool.config.keys import flatten, nest
+from bptool.config.schema import AUTO, ModelSettings, MoeSettings, RopeSettings, Section
 from bptool.errors import ConfigError, UsageError, nearest
 
 __all__ = ["FAMILIES", "huggingface_config", "model_settings_from_huggingface"]
@@ -89,6 +89,7 @@ def _read(family: Family, config: JsonObject, source: str) -> ModelSettings:
         **_read_joined(family, config, problems),
         **_read_activation(family, config, problems),
     }
+    values |= _read_dense_blocks(family, config, problems)
     values |= read_window(family.window, config, values.get("n_layers"), problems)
     if family.fixed["position"] == "rope":
         values["rope"] = read_rope(family, config, values.get("context_length"), problems)
@@ -136,6 +137,14 @@ def _read_activation(family: Family, config: JsonObject, problems: list[str]) ->
     return {}
 
 
+def _read_dense_blocks(family: Family, config: JsonObject, problems: list[str]) -> JsonObject:
+    found = config.get(family.dense_blocks) or []
+    if found == list(range(len(found))):
+        return {"moe.n_dense_layers": len(found)} if family.dense_blocks else {}
+    problems.append(f"{family.dense_blocks} = {found!r}: bptool only builds blocks without experts before all others")
+    return {}
+
+
 def _in_their_words(family: Family, error: Any) -> str:
     """One of pydantic's errors with the key's name in config.json; a rule over several keys names them itself."""
     message = str(error["msg"]).removeprefix("Value error, ")
@@ -155,6 +164,8 @@ def _write(name: str, family: Family, settings: ModelSettings) -> JsonObject:
     config |= {key: _value(settings, ours) for ours, keys in family.joined.items() for key in keys}
     names = [theirs for theirs, ours in family.activations.items() if ours == settings.activation]
     config[family.activation_key] = names[0] if names else None
+    if family.dense_blocks:
+        config[family.dense_blocks] = list(range(settings.moe.n_dense_layers))
     config |= write_window(family.window, settings)
     if family.fixed["position"] == "rope":
         config |= write_rope(family, settings.rope)
@@ -181,10 +192,13 @@ def _arithmetic(settings: ModelSettings) -> JsonObject:
     rope = used_keys(settings.rope) if settings.position == "rope" else RopeSettings()
     if not windowed or (rope.local_theta == rope.theta and rope.scaling == "none"):
         rope = rope.model_copy(update={"local_theta": 0.0})
-    same = {
+    same: JsonObject = {
+        "moe": settings.moe.model_copy(update={"auxiliary_loss": 0.0}) if settings.moe.n_experts else MoeSettings(),
+        "d_ff": 0 if settings.has_experts(0) else settings.d_ff,
         "sliding_window": settings.sliding_window if windowed else 0,
         "sliding_window_pattern": 0 if all(slides) or not windowed else settings.sliding_window_pattern,
         "qkv_bias": settings.qkv_bias and not settings.bias,
         "rope": rope,
     }
-    return {**settings.model_dump(exclude={"attention", "weights", "dropout"}), **same}
+    sections = {key: value.model_dump() for key, value in same.items() if isinstance(value, Section)}
+    return flatten({**settings.model_dump(exclude={"attention", "weights", "dropout"}), **same, **sections})

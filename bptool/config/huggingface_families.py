@@ -43,6 +43,7 @@ class Family:
         joined: our key -> the keys that must agree, as bptool has one for all of them.
         only: keys that change the arithmetic -> the one value that bptool can build, which is also the default.
         null_is_zero: our keys whose 0 is null in config.json, given or not.
+        dense_blocks: the key of the list of those blocks that have no experts; empty: there is none.
         window: how it says which blocks have a sliding window; None: none has.
         theta: rope's base where it is left out.
         local_theta: the same in blocks with a sliding window; 0: they have none of their own.
@@ -57,6 +58,7 @@ class Family:
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
     null_is_zero: frozenset[str] = frozenset()
+    dense_blocks: str = ""
     window: Window | None = None
     theta: float = 10000.0
     local_theta: float = 0.0
@@ -226,6 +228,46 @@ FAMILIES: Mapping[str, Family] = {
         window=Window(4096, pattern=6, by_types=True),
         theta=1000000.0,
         local_theta=10000.0,
+    ),
+    "mixtral": Family(
+        architecture="MixtralForCausalLM",
+        keys=_SHAPE
+        | _HEAD_DIM
+        | {
+            "moe.d_expert": ("intermediate_size",),
+            "moe.n_experts": ("num_local_experts", "num_experts"),
+            "moe.n_active": ("num_experts_per_tok",),
+            "moe.auxiliary_loss": ("router_aux_loss_coef",),
+        },
+        defaults=_defaults(32, 4096, 32, 8, 14336, 32000, 131072)
+        | {"norm_eps": 1e-5, "moe.d_expert": 14336, "moe.n_experts": 8, "moe.n_active": 2, "moe.auxiliary_loss": 0.001},
+        fixed=_LLAMA_LIKE,
+        activation_key="hidden_act",
+        activations=_SILU,
+        only={"attention_dropout": 0.0, "router_jitter_noise": 0.0},
+        window=Window(0),
+        theta=1000000.0,
+    ),
+    "qwen3_moe": Family(
+        architecture="Qwen3MoeForCausalLM",
+        keys=_SHAPE
+        | _HEAD_DIM
+        | {
+            "moe.d_expert": ("moe_intermediate_size",),
+            "moe.n_experts": ("num_experts", "num_local_experts"),
+            "moe.n_active": ("num_experts_per_tok",),
+            "moe.normalized": ("norm_topk_prob",),
+            "moe.auxiliary_loss": ("router_aux_loss_coef",),
+        },
+        defaults=_defaults(24, 2048, 32, 4, 6144, 151936, 32768)
+        | {"moe.d_expert": 768, "moe.n_experts": 128, "moe.n_active": 8, "moe.normalized": False}
+        | {"moe.auxiliary_loss": 0.001},
+        fixed=_LLAMA_LIKE | {"qk_norm": True},
+        activation_key="hidden_act",
+        activations=_SILU,
+        only=_UNBIASED | {"decoder_sparse_step": 1},
+        dense_blocks="mlp_only_layers",
+        window=Window(4096, switch="use_sliding_window"),
     ),
 }
 

@@ -51,6 +51,57 @@ class RopeSettings(Section):
         return self
 
 
+class MoeSettings(Section):
+    """`[model.moe]`: a mixture of experts in the feed-forward's place, read only where `n_experts` is not 0."""
+
+    n_experts: NonNegative = 0
+    """Feed-forwards of which each token takes a few; 0: one that all tokens take."""
+    n_active: Positive = 2
+    """Experts that a token takes: those with the highest scores."""
+    d_expert: Positive = 128
+    """Inner width of an expert."""
+    n_shared: NonNegative = 0
+    """Experts besides that all tokens take, as one feed-forward n_shared d_expert wide."""
+    n_dense_layers: NonNegative = 0
+    """So many first blocks have a plain feed-forward, d_ff wide."""
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes scores of the router's logits; `sigmoid` chooses by score + a kept correction, as DeepSeek-V3 does."""
+    normalized: bool = True
+    """Divide the chosen experts' scores by their sum to get their weights."""
+    weight_scale: PositiveFloat = 1.0
+    """Multiplies the chosen experts' weights."""
+    n_groups: Positive = 1
+    """The experts in so many equal groups; a token takes experts of its best groups alone."""
+    n_active_groups: Positive = 1
+    """Groups that a token may take experts of: those whose best two scores have the highest sum."""
+    auxiliary_loss: NonNegativeFloat = 0.01
+    """Weight in the training loss of what pulls tokens apart evenly over the experts (Switch Transformers)."""
+
+    @model_validator(mode="after")
+    def _choice_is_possible(self) -> Self:
+        if not self.n_experts:
+            return self
+        size = self.n_experts // self.n_groups
+        if self.n_experts % self.n_groups or (self.n_groups > 1 and size < 2):
+            raise ConflictError(
+                f"model.moe.n_experts = {self.n_experts} does not make model.moe.n_groups = {self.n_groups} equal"
+                " groups of two experts or more",
+                *("model.moe.n_groups", "model.moe.n_experts"),
+            )
+        if self.n_active_groups > self.n_groups:
+            raise ConflictError(
+                f"model.moe.n_active_groups = {self.n_active_groups} exceeds model.moe.n_groups = {self.n_groups}",
+                *("model.moe.n_active_groups", "model.moe.n_groups"),
+            )
+        if self.n_active > size * self.n_active_groups:
+            raise ConflictError(
+                f"model.moe.n_active = {self.n_active} exceeds the {size * self.n_active_groups} experts that a token"
+                " can choose of",
+                *(f"model.moe.{key}" for key in ("n_active", "n_experts", "n_groups", "n_active_groups")),
+            )
+        return self
+
+
 class ModelSettings(Section):
     """`[model]`: a decoder-only transformer, GPT-2 at one end and Llama at the other."""
 
@@ -90,6 +141,8 @@ class ModelSettings(Section):
     """Attention scores are bent to stay below this, c tanh(s / c), for which attention is `eager`; 0: they are not."""
     activation: Literal["gelu", "gelu-tanh", "relu", "swiglu", "geglu-tanh"] = "swiglu"
     """Non-linearity of the feed-forward; `gelu` is the exact one, `swiglu` and `geglu-tanh` are gated."""
+    moe: MoeSettings = MoeSettings()
+    """Experts."""
     bias: bool = False
     """Biases in linear layers and in LayerNorm."""
     qkv_bias: bool = False
@@ -157,6 +210,27 @@ class ModelSettings(Section):
                 *("model.head_dim", "model.d_model", "model.n_heads", "model.position"),
             )
         return self
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> Self:
+        if not self.moe.n_experts:
+            return self
+        if self.moe.n_dense_layers >= self.n_layers:
+            raise ConflictError(
+                f"model.moe.n_dense_layers = {self.moe.n_dense_layers} leaves none of model.n_layers = {self.n_layers}"
+                " blocks for the experts",
+                *("model.moe.n_dense_layers", "model.n_layers", "model.moe.n_experts"),
+            )
+        if self.bias:
+            raise ConflictError(
+                f"model.bias = true, but experts (model.moe.n_experts = {self.moe.n_experts}) have no biases",
+                *("model.bias", "model.moe.n_experts"),
+            )
+        return self
+
+    def has_experts(self, block: int) -> bool:
+        """Whether block number `block`, counted from 0, has experts in the feed-forward's place."""
+        return self.moe.n_experts > 0 and block >= self.moe.n_dense_layers
 
     def slides(self, block: int) -> bool:
         """Whether attention in block number `block`, counted from 0, is kept within the sliding window."""

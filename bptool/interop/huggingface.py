@@ -42,7 +42,7 @@ def load_weights(folder: Path, settings: ModelSettings) -> dict[str, Tensor]:
     _check(folder, entries, ours)
     tensors = _read(files, names, {*entries, HEAD})
     head = tensors.pop(HEAD, None) if settings.tied_embeddings else None
-    weights = {ours: part for name, entry in entries.items() for ours, part in entry.to_ours(tensors.pop(name)).items()}
+    weights = _assembled(entries, tensors)
     if head is not None and not torch.equal(head, weights["embedding.weight"]):
         raise UsageError(
             f"model.tied_embeddings = true, but the weights in {folder} have a head that is not the embedding",
@@ -129,6 +129,19 @@ def _read(files: Sequence[Path], names: Names, wanted: Set[str]) -> dict[str, Te
             held = {names.full(name): name for name in file.keys()}  # noqa: SIM118 - it is no dictionary
             tensors |= {full: file.get_tensor(held[full]) for full in held.keys() & wanted}
     return tensors
+
+
+def _assembled(entries: Mapping[str, Entry], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our parameters, from their tensors, which are taken out; experts become one tensor."""
+    weights: dict[str, Tensor] = {}
+    experts: dict[str, list[Tensor]] = {}
+    for name, entry in entries.items():
+        parts = entry.to_ours(tensors.pop(name))
+        if entry.expert is None:
+            weights |= parts
+        else:
+            experts.setdefault(entry.ours[0], []).append(parts[entry.ours[0]])
+    return weights | {name: torch.stack(parts) for name, parts in experts.items()}
 
 
 def _check(folder: Path, entries: Mapping[str, Entry], held: Mapping[str, tuple[int, ...]]) -> None:

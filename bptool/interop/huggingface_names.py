@@ -28,6 +28,7 @@ class Entry:
         rows: size of each of ours along the first dimension.
         shape: shape of theirs.
         transposed: theirs is [in, out] where ours is [out, in].
+        expert: theirs is of this expert alone, and ours has all of them in its first dimension.
     """
 
     theirs: str
@@ -35,14 +36,17 @@ class Entry:
     rows: tuple[int, ...]
     shape: tuple[int, ...]
     transposed: bool
+    expert: int | None = None
 
     def to_ours(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Our parameters, from their tensor."""
+        """Our parameters, from their tensor; one expert's part, where it is of one expert alone."""
         upright = tensor.t().contiguous() if self.transposed else tensor
         return dict(zip(self.ours, upright.split(self.rows), strict=True))
 
     def to_theirs(self, state_dict: Mapping[str, Tensor]) -> Tensor:
         """Their tensor, from our state dict; contiguous, as safetensors wants it."""
+        if self.expert is not None:
+            return state_dict[self.ours[0]][self.expert].detach().contiguous()
         parts = [state_dict[name].detach() for name in self.ours]
         upright = parts[0] if len(parts) == 1 else torch.cat(parts)
         return (upright.t() if self.transposed else upright).contiguous()
@@ -56,7 +60,7 @@ class Names:
         prefix: of all but the head's; files of the bare model leave it out.
         top: their module -> ours, outside the blocks.
         block: the prefix of a block's modules, with its number to be filled in.
-        in_block: their module -> ours; several of ours are stacked along their outputs.
+        in_block: their module -> ours; several of ours are stacked along their outputs, and `{}` is an expert's number.
         transposed: a block's matrices are [in, out].
         no_parameters: ends of names that old files hold though they are no parameters.
         outer: what stands in the prefix's place where the model is a part of a larger one.
@@ -89,10 +93,11 @@ class Names:
         """Every tensor of a model, by its full name."""
         shapes = parameter_shapes(settings)
         made = (
-            _entry(f"{theirs}.{kind}", tuple(f"{name}.{kind}" for name in ours), transposed, shapes)
+            entry
             for theirs, ours, transposed in self._modules(settings.n_layers)
             for kind in ("weight", "bias")
             if f"{ours[0]}.{kind}" in shapes
+            for entry in _entries(f"{theirs}.{kind}", tuple(f"{name}.{kind}" for name in ours), transposed, shapes)
         )
         return {entry.theirs: entry for entry in made}
 
@@ -137,6 +142,24 @@ _GEMMA2 = replace(
         "post_feedforward_layernorm": ("feed_forward_post_norm",),
     },
 )
+_QWEN3_MOE = replace(
+    _LLAMA,
+    in_block=_LLAMA.in_block
+    | {
+        "mlp.gate": ("feed_forward.router",),
+        **{f"mlp.experts.{{}}.{name}_proj": (f"feed_forward.experts.{name}",) for name in ("gate", "up", "down")},
+    },
+)
+_MIXTRAL = replace(
+    _LLAMA,
+    in_block=_LLAMA.in_block
+    | {
+        "block_sparse_moe.gate": ("feed_forward.router",),
+        "block_sparse_moe.experts.{}.w1": ("feed_forward.experts.gate",),
+        "block_sparse_moe.experts.{}.w2": ("feed_forward.experts.down",),
+        "block_sparse_moe.experts.{}.w3": ("feed_forward.experts.up",),
+    },
+)
 
 NAMES: Mapping[str, Names] = {
     "gpt2": Names(
@@ -156,6 +179,8 @@ NAMES: Mapping[str, Names] = {
     ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _LLAMA),
     "gemma2": _GEMMA2,
+    "mixtral": _MIXTRAL,
+    "qwen3_moe": _QWEN3_MOE,
     # Files of the models that also see hold the language model below a name of its own.
     "gemma3_text": replace(
         _GEMMA2,
@@ -181,7 +206,7 @@ def parameter_shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
     if settings.position == "learned":
         shapes["position.weight"] = (settings.context_length, width)
     for i in range(settings.n_layers):
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in _block_shapes(settings)}
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in _block_shapes(settings, i)}
     shapes |= {f"final_norm.{kind}": (width,) for kind in _norm_kinds(settings)}
     if not settings.tied_embeddings:
         shapes["head.weight"] = (vocabulary, width)
@@ -198,8 +223,9 @@ def _norm_kinds(settings: ModelSettings) -> tuple[str, ...]:
             return ("weight",)
 
 
-def _block_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, shape, biased in [*_attention_shapes(settings), *_feed_forward_shapes(settings)]:
+def _block_shapes(settings: ModelSettings, block: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    branch = _expert_shapes(settings) if settings.has_experts(block) else _feed_forward_shapes(settings)
+    for name, shape, biased in [*_attention_shapes(settings), *branch]:
         yield f"{name}.weight", shape
         if biased:
             yield f"{name}.bias", shape[:1]
@@ -229,8 +255,31 @@ def _feed_forward_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[i
     yield "feed_forward.down", (width, inner), bias
 
 
-def _entry(theirs: str, ours: tuple[str, ...], transposed: bool, shapes: Mapping[str, tuple[int, ...]]) -> Entry:
+def _expert_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    width, moe = settings.d_model, settings.moe
+    # The router's bias is the sigmoid's kept correction.
+    yield "feed_forward.router", (moe.n_experts, width), moe.router == "sigmoid"
+    inward = ("gate", "up") if settings.gated else ("up",)
+    for kind, inner, stack in (
+        ("experts", moe.d_expert, (moe.n_experts,)),
+        ("shared", moe.n_shared * moe.d_expert, ()),
+    ):
+        if inner:
+            for name in inward:
+                yield f"feed_forward.{kind}.{name}", (*stack, inner, width), False
+            yield f"feed_forward.{kind}.down", (*stack, width, inner), False
+
+
+def _entries(
+    theirs: str, ours: tuple[str, ...], transposed: bool, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Entry]:
+    """The one tensor of theirs that holds ours, or one for each expert."""
+    if "{}" in theirs:
+        n_experts, *shape = shapes[ours[0]]
+        for expert in range(n_experts):
+            yield Entry(theirs.format(expert), ours, (shape[0],), tuple(shape), transposed=False, expert=expert)
+        return
     rows = tuple(shapes[name][0] for name in ours)
-    shape = (sum(rows), *shapes[ours[0]][1:])
+    shape = [sum(rows), *shapes[ours[0]][1:]]
     transposed = transposed and len(shape) == 2
-    return Entry(theirs, ours, rows, shape[::-1] if transposed else shape, transposed)
+    yield Entry(theirs, ours, rows, tuple(reversed(shape) if transposed else shape), transposed)

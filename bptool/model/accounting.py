@@ -32,7 +32,7 @@ def count_parameters(settings: ModelSettings) -> ParameterCount:
     return ParameterCount(
         embedding=vocab_size * d_model,
         position=settings.context_length * d_model if settings.position == "learned" else 0,
-        blocks=settings.n_layers * _block_parameters(settings),
+        blocks=sum(_block_parameters(settings, block) for block in range(settings.n_layers)),
         final_norm=_norm_parameters(settings),
         head=0 if settings.tied_embeddings else vocab_size * d_model,
     )
@@ -43,29 +43,45 @@ def flops_per_token(settings: ModelSettings, sequence_length: int) -> int:
 
     The convention is that of PaLM (Chowdhery et al. 2022, appendix B): 6 N + 12 L H Q T for L blocks of H heads of
     width Q and T tokens. N counts the weights that a token is multiplied with (2 FLOPs forward, 4 backward), the
-    output projection among them. Attention's two products are taken over all T positions, not the half that a causal
-    mask leaves, nor the fewer of a sliding window. Not counted: embedding lookups, biases, norms, activations, softmax,
-    the rotation, the optimizer, and recomputation. A forward alone is a third of it.
+    output projection and the router among them, and of the experts those that it takes. Attention's two products are
+    taken over all T positions, not the half that a causal mask leaves, nor the fewer of a sliding window. Not counted:
+    embedding lookups, biases, norms, activations, softmax, the rotation, the choice of experts and the sum of their
+    outputs, the optimizer, and recomputation. A forward alone is a third of it.
     """
-    weights = settings.n_layers * _block_matmul_weights(settings) + settings.vocab_size * settings.d_model
+    taken = sum(_attention_weights(settings) + _taken_weights(settings, i) for i in range(settings.n_layers))
+    weights = taken + settings.vocab_size * settings.d_model
     attention = settings.n_layers * settings.n_heads * settings.head_dim * sequence_length
     return 6 * weights + 12 * attention
 
 
-def _block_matmul_weights(settings: ModelSettings) -> int:
+def _attention_weights(settings: ModelSettings) -> int:
     query, kept = settings.n_heads * settings.head_dim, settings.n_kv_heads * settings.head_dim
-    feed_forward = _feed_forward_matrices(settings) * settings.d_ff
-    return settings.d_model * (2 * query + 2 * kept + feed_forward)
+    return settings.d_model * (2 * query + 2 * kept)
 
 
-def _block_parameters(settings: ModelSettings) -> int:
+def _taken_weights(settings: ModelSettings, block: int) -> int:
+    """The feed-forward's matrices in a block, as many as one token is multiplied with."""
+    moe, matrices = settings.moe, _feed_forward_matrices(settings)
+    if not settings.has_experts(block):
+        return matrices * settings.d_model * settings.d_ff
+    return settings.d_model * (moe.n_experts + matrices * moe.d_expert * (moe.n_active + moe.n_shared))
+
+
+def _held_weights(settings: ModelSettings, block: int) -> int:
+    """All of them."""
+    moe = settings.moe
+    idle = _feed_forward_matrices(settings) * settings.d_model * moe.d_expert * (moe.n_experts - moe.n_active)
+    return _taken_weights(settings, block) + (idle if settings.has_experts(block) else 0)
+
+
+def _block_parameters(settings: ModelSettings, block: int) -> int:
     query, kept = settings.n_heads * settings.head_dim, settings.n_kv_heads * settings.head_dim
     inner = (_feed_forward_matrices(settings) - 1) * settings.d_ff
     biases = settings.d_model + inner + settings.d_model if settings.bias else 0
     biases += query + 2 * kept if settings.bias or settings.qkv_bias else 0
     head_norms = 2 * settings.head_dim if settings.qk_norm else 0
     norms = (4 if settings.post_norm else 2) * _norm_parameters(settings)
-    return _block_matmul_weights(settings) + biases + head_norms + norms
+    return _attention_weights(settings) + _held_weights(settings, block) + biases + head_norms + norms
 
 
 def _feed_forward_matrices(settings: ModelSettings) -> int:

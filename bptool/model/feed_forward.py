@@ -25,13 +25,13 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """`down(f(up(x)))`; where it is gated, as swiglu is, `down(f(gate(x)) * up(x))` (Shazeer 2020)."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, d_ff: int) -> None:
         super().__init__()
-        d_model, d_ff, bias = settings.d_model, settings.d_ff, settings.bias
+        d_model, bias = settings.d_model, settings.bias
         self.gate = nn.Linear(d_model, d_ff, bias=bias) if settings.gated else None
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
-        self.activation = _ACTIVATIONS[settings.activation]
+        self.activation = activation(settings)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
@@ -41,3 +41,8 @@ class FeedForward(nn.Module):
             inner_BTF = self.activation(self.gate(x_BTD)) * self.up(x_BTD)
         y_BTD: Tensor = self.down(inner_BTF)
         return y_BTD
+
+
+def activation(settings: ModelSettings) -> Callable[[Tensor], Tensor]:
+    """The non-linearity; where the feed-forward is gated, the gate's."""
+    return _ACTIVATIONS[settings.activation]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bptool.config.schema import ModelSettings, RopeSettings
 from bptool.model.attention import Attention, window_mask
 from bptool.model.autocast import matmul_dtype
+from bptool.model.experts import MixtureOfExperts
 from bptool.model.feed_forward import FeedForward
 from bptool.model.loss import linear_cross_entropy, plain_cross_entropy, softcapped
 from bptool.model.normalization import make_norm
@@ -23,7 +24,7 @@ from bptool.model.position import Rotation, rotation
 
 LossName = Literal["fused", "plain"]
 
-_BRANCH_OUTPUTS = ("attention.output.weight", "feed_forward.down.weight")
+_BRANCH_OUTPUTS = ("attention.output.weight", "feed_forward.down.weight", "experts.down.weight", "shared.down.weight")
 
 
 class Block(nn.Module):
@@ -32,19 +33,22 @@ class Block(nn.Module):
     With `residual` off each branch's output takes its input's place, which shows what the addition is for.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, number: int) -> None:
         super().__init__()
         self.attention_norm = make_norm(settings)
         self.attention = Attention(settings)
         self.attention_post_norm = make_norm(settings) if settings.post_norm else nn.Identity()
         self.feed_forward_norm = make_norm(settings)
-        self.feed_forward = FeedForward(settings)
+        experts = settings.has_experts(number)
+        self.feed_forward = MixtureOfExperts(settings) if experts else FeedForward(settings, settings.d_ff)
         self.feed_forward_post_norm = make_norm(settings) if settings.post_norm else nn.Identity()
         self.dropout = nn.Dropout(settings.dropout)
         self.residual = settings.residual
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, mask_TS: Tensor | None = None) -> Tensor:
-        """[B, T, D] to [B, T, D].
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation | None, mask_TS: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """[B, T, D] to [B, T, D]; a block with experts also says how unevenly they are taken.
 
         Args:
             x_BTD: the residual stream.
@@ -53,8 +57,11 @@ class Block(nn.Module):
         """
         branch_BTD = self.attention(self.attention_norm(x_BTD), rotation, mask_TS)
         x_BTD = self._joined(x_BTD, self.attention_post_norm(branch_BTD))
-        branch_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
-        return self._joined(x_BTD, self.feed_forward_post_norm(branch_BTD))
+        found = self.feed_forward(self.feed_forward_norm(x_BTD))
+        if isinstance(found, Tensor):
+            return self._joined(x_BTD, self.feed_forward_post_norm(found))
+        branch_BTD, uneven = found
+        return self._joined(x_BTD, self.feed_forward_post_norm(branch_BTD)), uneven
 
     def _joined(self, x_BTD: Tensor, branch_BTD: Tensor) -> Tensor:
         branch_BTD = self.dropout(branch_BTD)
@@ -75,7 +82,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(settings.vocab_size, settings.d_model)
         self.position = nn.Embedding(settings.context_length, settings.d_model) if learned else None
         self.dropout = nn.Dropout(settings.dropout)
-        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.n_layers))
+        self.blocks = nn.ModuleList(Block(settings, number) for number in range(settings.n_layers))
         self.final_norm = make_norm(settings)
         tied = settings.tied_embeddings
         self.head = None if tied else nn.Linear(settings.d_model, settings.vocab_size, bias=False)
@@ -83,20 +90,25 @@ class Transformer(nn.Module):
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor | None = None, *, loss: LossName = "plain") -> Tensor:
         """Logits [B, T, V]; with targets, the mean cross-entropy over those that are not negative, a scalar.
 
+        In training, a model with experts adds `moe.auxiliary_loss` times their imbalance, the blocks' mean.
+
         Args:
             tokens_BT: token ids; T is at most `settings.context_length`.
             targets_BT: the id that follows each token, or a negative number (`loss.IGNORED`) where none counts.
             loss: `fused` never holds all the logits, `plain` does; the numbers are the same.
         """
-        x_BTD = self._hidden(tokens_BT)
+        x_BTD, uneven = self._hidden(tokens_BT)
         weight_VD, softcap = (self.head or self.embedding).weight, self.settings.logit_softcap
         if targets_BT is None:
             return softcapped(F.linear(x_BTD, weight_VD), softcap)
         cross_entropy = linear_cross_entropy if loss == "fused" else plain_cross_entropy
-        return cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap)
+        result = cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap)
+        if uneven and self.training and self.settings.moe.auxiliary_loss:
+            result = result + self.settings.moe.auxiliary_loss * sum(uneven) / len(uneven)
+        return result
 
-    def _hidden(self, tokens_BT: Tensor) -> Tensor:
-        """The last norm's output, [B, T, D]."""
+    def _hidden(self, tokens_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The last norm's output, [B, T, D], and the imbalance of each block that has experts."""
         n_tokens = tokens_BT.shape[1]
         assert n_tokens <= self.settings.context_length, "a sequence is longer than the model's context"
         x_BTD = self.embedding(tokens_BT)
@@ -107,10 +119,13 @@ class Transformer(nn.Module):
         x_BTD = self.dropout(x_BTD)
         far = self._angles(x_BTD, self.settings.rope), None
         near = self._near(x_BTD, far[0]) if self.settings.sliding_window else far
+        uneven: list[Tensor] = []
         for number, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, *(near if self.settings.slides(number) else far))
+            found = block(x_BTD, *(near if self.settings.slides(number) else far))
+            x_BTD, *imbalance = (found,) if isinstance(found, Tensor) else found
+            uneven += imbalance
         normed_BTD: Tensor = self.final_norm(x_BTD)
-        return normed_BTD
+        return normed_BTD, uneven
 
     def _near(self, x_BTD: Tensor, angles: Rotation | None) -> tuple[Rotation | None, Tensor | None]:
         """The positions' angles and the mask for blocks with a sliding window, from the other blocks' angles."""
@@ -158,6 +173,8 @@ def build(
         for name, parameter in list(module.named_parameters(recurse=False)):
             # Not `to_empty`: it swaps tensors, which fake ones refuse.
             setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device, dtype=dtype)))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.zeros_like(buffer, device=device))
     if torch.device(device).type != "meta":
         model.initialize(seed)
     return model

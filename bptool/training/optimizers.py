@@ -100,7 +100,8 @@ def build_optimizers(model: nn.Module, blocks: Iterable[nn.Module], settings: Op
     """The optimizers that `settings` asks for, over the model's trainable parameters.
 
     Matrices (two dimensions or more) are decayed, vectors are not. Muon takes the two-dimensional weights inside
-    `blocks`, as its authors do (embeddings and the output projection are not hidden layers), and AdamW the rest.
+    `blocks`, as its authors do (embeddings and the output projection are not hidden layers), and AdamW the rest: also
+    stacks of matrices, such as experts', as PyTorch's Muon takes them one by one alone.
 
     Raises:
         ConfigError: this optimizer has no such implementation, or there is nothing to train.

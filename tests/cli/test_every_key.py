@@ -59,6 +59,7 @@ class Case(NamedTuple):
 LLAMA3 = ("model.rope.scaling=llama3", "model.rope.original_context_length=64")
 YARN = ("model.rope.scaling=yarn", "model.rope.original_context_length=4096")
 WINDOW = ("model.sliding_window=4",)
+EXPERTS = ("model.moe.n_experts=4", "model.moe.d_expert=8")
 SGD = ("optimizer.name=sgd",)
 DIVERGING = ("optimizer.name=gradient-descent", "optimizer.lr=1e20", "training.clip_norm=0")
 CASES = {
@@ -94,6 +95,17 @@ CASES = {
     "model.query_scale_dim": Case("1", "losses"),
     "model.attention_softcap": Case("0.1", "losses"),
     "model.activation": Case("relu", "losses"),
+    "model.moe.n_experts": Case("4", "size"),
+    "model.moe.n_active": Case("1", "losses", EXPERTS),
+    "model.moe.d_expert": Case("16", "size", EXPERTS),
+    "model.moe.n_shared": Case("1", "size", EXPERTS),
+    "model.moe.n_dense_layers": Case("1", "size", (*EXPERTS, "model.n_layers=2")),
+    "model.moe.router": Case("sigmoid", "losses", EXPERTS),
+    "model.moe.normalized": Case("false", "losses", EXPERTS),
+    "model.moe.weight_scale": Case("3.0", "losses", EXPERTS),
+    "model.moe.n_groups": Case("2", "losses", EXPERTS),
+    "model.moe.n_active_groups": Case("2", "losses", (*EXPERTS, "model.moe.n_groups=2")),
+    "model.moe.auxiliary_loss": Case("0.0", "losses", EXPERTS),
     "model.bias": Case("true", "size"),
     "model.qkv_bias": Case("true", "size"),
     "model.qk_norm": Case("true", "size"),

@@ -75,6 +75,22 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
         "sliding_window_pattern": 6, "vocab_size": 262144,
     },
+    "mixtral-8x7b": {
+        "model_type": "mixtral", "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": 4096,
+        "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
+        "num_attention_heads": 32, "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "num_local_experts": 8, "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0,
+        "router_aux_loss_coef": 0.02, "sliding_window": None, "tie_word_embeddings": False, "vocab_size": 32000,
+    },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe", "attention_bias": False, "attention_dropout": 0.0, "decoder_sparse_step": 1,
+        "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+        "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [],
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128,
+        "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": False,
+        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+        "sliding_window": None, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
+    },
 }  # fmt: skip
 PARAMETERS = {
     "mistral-7b-v0.1": 7_241_732_096,
@@ -84,6 +100,8 @@ PARAMETERS = {
     "gemma-2-9b": 9_241_705_984,
     "gemma-3-4b": 3_880_263_168,
     "gemma-3-1b": 999_885_952,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-30b-a3b": 30_532_122_624,
 }
 
 
@@ -158,6 +176,10 @@ SMALL = {"num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 6, "n
         ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, ["final_logit_softcapping = 30.0"]),
         ({"model_type": "qwen3", "attention_bias": True}, ["attention_bias = True", "False"]),
         ({"model_type": "mistral", "sliding_window": -3}, ["sliding_window = -3"]),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, ["decoder_sparse_step = 2", "1"]),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, ["mlp_only_layers = [1]", "before all others"]),
+        ({"model_type": "qwen3_moe", "num_experts": "x"}, ["num_experts = 'x'", "integer"]),
+        ({"model_type": "mixtral", "num_experts_per_tok": 9}, ["n_active = 9", "8 experts"]),
         ({"model_type": "qwen3", "head_dim": 5}, ["head_dim = 5 is odd"]),
         ({"model_type": "gemma4"}, ["model_type = 'gemma4' is not a known family", "gemma3_text", "did you mean"]),
         (
@@ -175,6 +197,17 @@ def test_refusals(config: dict[str, Any], words: list[str]) -> None:
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_experts() -> None:
+    mixtral, qwen = read(PUBLISHED["mixtral-8x7b"]).moe, read(PUBLISHED["qwen3-30b-a3b"]).moe
+    assert (mixtral.n_experts, mixtral.n_active, mixtral.d_expert, mixtral.auxiliary_loss) == (8, 2, 14336, 0.02)
+    assert (qwen.n_experts, qwen.n_active, qwen.d_expert, qwen.normalized) == (128, 8, 768, True)
+    other = {key.replace("num_local_", "num_"): value for key, value in PUBLISHED["mixtral-8x7b"].items()}
+    assert read(other).moe == mixtral
+    other = {key.replace("num_exp", "num_local_exp"): value for key, value in PUBLISHED["qwen3-30b-a3b"].items()}
+    assert read({**other, "num_experts_per_tok": 8}).moe == qwen
+    assert read({"model_type": "qwen3_moe", "mlp_only_layers": [0, 1]}).moe.n_dense_layers == 2
+
+
 def test_windows_that_begin_beyond_the_last_block_are_none() -> None:
     assert read({**SMALL, "model_type": "qwen2", "use_sliding_window": True}).sliding_window == 0
 
@@ -183,6 +216,8 @@ def test_windows_that_begin_beyond_the_last_block_are_none() -> None:
     ("keys", "family"),
     [
         ({}, "llama"),
+        ({"moe": {"n_experts": 4, "auxiliary_loss": 0.0}}, "mixtral"),
+        ({"moe": {"n_experts": 4}, "qk_norm": True, "d_ff": 99}, "qwen3_moe"),
         ({"sliding_window": 9}, "mistral"),
         ({"sliding_window": 9, "sliding_window_pattern": 2, "qkv_bias": True}, "qwen2"),
         ({"qkv_bias": True}, "qwen2"),

@@ -33,6 +33,15 @@ def qwen2(**keys: Any) -> Any:
     return made("Qwen2Config", "Qwen2ForCausalLM", **keys)
 
 
+def mixtral(**keys: Any) -> Any:
+    return made("MixtralConfig", "MixtralForCausalLM", **{"num_local_experts": 5, "num_experts_per_tok": 2, **keys})
+
+
+def qwen3_moe(**keys: Any) -> Any:
+    keys = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "head_dim": 10, **keys}
+    return made("Qwen3MoeConfig", "Qwen3MoeForCausalLM", **keys)
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "mistral": lambda: made("MistralConfig", "MistralForCausalLM", sliding_window=9, head_dim=6),
     "mistral-wide-window": lambda: made("MistralConfig", "MistralForCausalLM", sliding_window=41),
@@ -52,6 +61,10 @@ MODELS: dict[str, Callable[[], Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
         }
     ),
+    "mixtral": mixtral,
+    "mixtral-all-experts": lambda: mixtral(num_experts_per_tok=5, sliding_window=9),
+    "qwen3-moe": qwen3_moe,
+    "qwen3-moe-dense-first": lambda: qwen3_moe(mlp_only_layers=[0], norm_topk_prob=True),
 }
 each_model = pytest.mark.parametrize("name", MODELS)
 
@@ -76,7 +89,7 @@ def test_logits_are_those_of_transformers(name: str, attention: str, ids: Tensor
 def test_gradients_are_those_of_transformers(name: str, loss: Any, ids: Tensor, tmp_path: Path) -> None:
     model = MODELS[name]()
     model.save_pretrained(tmp_path)
-    mine = read_back(tmp_path, **WITHOUT_BALANCE)
+    mine = read_back(tmp_path).eval()  # in training, an imbalance of experts would be added
     mine(ids[:, :-1], ids[:, 1:], loss=loss).backward()
     nn.functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     wanted = gradients(model, mine.settings, tmp_path / "gradients")
@@ -86,9 +99,6 @@ def test_gradients_are_those_of_transformers(name: str, loss: Any, ids: Tensor, 
         torch.testing.assert_close(
             parameter.grad, wanted[parameter_name], rtol=1e-4, atol=1e-5 * max(scale, 1e-3), msg=parameter_name
         )
-
-
-WITHOUT_BALANCE: dict[str, Any] = {}
 
 
 def gradients(model: Any, settings: Any, folder: Path) -> dict[str, Tensor]:
@@ -113,6 +123,21 @@ def test_transformers_loads_what_we_save(name: str, ids: Tensor, tmp_path: Path)
         torch.testing.assert_close(back(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
     again = read_back(tmp_path / "ours")
     assert all(torch.equal(again.state_dict()[key], value) for key, value in mine.state_dict().items())
+
+
+def test_the_auxiliary_loss_is_that_of_transformers(ids: Tensor, tmp_path: Path) -> None:
+    """For one block with experts; of several, transformers takes the counts together and bptool each block's own."""
+    model = mixtral(num_hidden_layers=1, output_router_logits=True, router_aux_loss_coef=0.3)
+    model.save_pretrained(tmp_path)
+    mine = read_back(tmp_path).train()
+    targets = torch.cat((ids[:, 1:], torch.full_like(ids[:, :1], -100)), dim=1)
+    found, wanted = mine(ids, targets), model(ids, labels=ids).loss
+    torch.testing.assert_close(found, wanted)
+    assert found > mine.eval()(ids, targets) + 0.3  # K = 2 at least
+    mine.train()(ids, targets, loss="fused").backward()
+    wanted.backward()
+    router = mine.get_parameter("blocks.0.feed_forward.router.weight").grad
+    torch.testing.assert_close(router, model.model.layers[0].mlp.gate.weight.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])

@@ -209,11 +209,15 @@ def test_a_tied_head_is_passed_over_if_it_is_the_embedding(tmp_path: Path) -> No
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "rmsnorm-offset", "none"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_shapes_are_those_of_the_model(norm: str, bias: bool) -> None:
-    for activation, position, tied in (("relu", "learned", True), ("geglu-tanh", "rope", False)):
+    for activation, position, tied, router in (
+        ("relu", "learned", True, "softmax"),
+        ("geglu-tanh", "rope", False, "sigmoid"),
+    ):
         settings = ModelSettings.model_validate({
             "n_layers": 2, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "head_dim": 6, "d_ff": 10, "vocab_size": 7,
             "norm": norm, "bias": bias, "activation": activation, "position": position, "tied_embeddings": tied,
             "qk_norm": tied, "post_norm": tied, "qkv_bias": tied,
+            "moe": {"n_experts": 0 if bias else 4, "n_dense_layers": 1, "n_shared": 2 * tied, "router": router},
         })  # fmt: skip
         state = build(settings, device="meta", seed=0).state_dict()
         assert parameter_shapes(settings) == {name: tuple(tensor.shape) for name, tensor in state.items()}

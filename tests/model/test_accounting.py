@@ -17,8 +17,19 @@ from bptool.model.transformer import Transformer, build
 @st.composite
 def model_settings(draw: st.DrawFn) -> ModelSettings:
     n_kv_heads = draw(st.integers(1, 3))
+    n_layers, biased = draw(st.integers(1, 3)), draw(st.booleans())
+    experts = {
+        "n_experts": 0 if biased else draw(st.sampled_from([0, 4, 6])),
+        "n_active": draw(st.integers(1, 4)),
+        "d_expert": draw(st.integers(1, 9)),
+        "n_shared": draw(st.integers(0, 2)),
+        "n_dense_layers": draw(st.integers(0, n_layers - 1)),
+        "router": draw(st.sampled_from(["softmax", "sigmoid"])),
+    }
     keys = {
-        "n_layers": draw(st.integers(1, 3)),
+        "moe": experts,
+        "bias": biased,
+        "n_layers": n_layers,
         "d_model": draw(st.integers(1, 12)),
         "n_kv_heads": n_kv_heads,
         "n_heads": n_kv_heads * draw(st.integers(1, 3)),
@@ -29,7 +40,7 @@ def model_settings(draw: st.DrawFn) -> ModelSettings:
         "norm": draw(st.sampled_from(["layernorm", "rmsnorm", "rmsnorm-offset", "none"])),
         "position": draw(st.sampled_from(["learned", "rope", "none"])),
         "activation": draw(st.sampled_from(["gelu", "swiglu", "geglu-tanh"])),
-        **{key: draw(st.booleans()) for key in ("bias", "qkv_bias", "qk_norm", "post_norm", "tied_embeddings")},
+        **{key: draw(st.booleans()) for key in ("qkv_bias", "qk_norm", "post_norm", "tied_embeddings")},
         "sliding_window": draw(st.integers(0, 9)),
         "sliding_window_pattern": draw(st.integers(0, 2)),
         "attention_softcap": draw(st.sampled_from([0.0, 5.0])),

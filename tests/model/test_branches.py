@@ -30,7 +30,7 @@ CLOSED_FORMS: dict[str, Callable[[float], float]] = {
 def test_feed_forward(activation: str) -> None:
     """With up = 1, gate = 3 and down = 2 times the identity, each element goes through the activation alone."""
     settings = ModelSettings.model_validate({"d_model": 6, "n_heads": 1, "d_ff": 6, "activation": activation})
-    branch = FeedForward(settings).double()
+    branch = FeedForward(settings, settings.d_ff).double()
     with torch.no_grad():
         branch.up.weight.copy_(torch.eye(6))
         branch.down.weight.copy_(2 * torch.eye(6))

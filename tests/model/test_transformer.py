@@ -34,10 +34,12 @@ GEMMA = {
     "logit_softcap": 3.0,
 }
 QWEN = {"n_kv_heads": 2, "qkv_bias": True, "sliding_window": 6, "rope": {"scaling": "yarn", "factor": 2.0}}
+EXPERTS = {"n_experts": 5, "d_expert": 6, "n_active": 3, "n_shared": 1, "n_dense_layers": 1}
+GROUPS = {"n_experts": 6, "n_groups": 3, "n_active_groups": 2, "router": "sigmoid", "weight_scale": 2.5}
 STYLES = pytest.mark.parametrize(
     "style",
-    [GPT2, LLAMA, {"qk_norm": True, "norm": "none"}, GEMMA, QWEN],
-    ids=["gpt2", "llama", "odd", "gemma", "qwen"],
+    [GPT2, LLAMA, {"qk_norm": True, "norm": "none"}, GEMMA, QWEN, {"moe": EXPERTS}, {"moe": GROUPS}],
+    ids=["gpt2", "llama", "odd", "gemma", "qwen", "experts", "groups"],
 )
 
 
@@ -104,7 +106,7 @@ def test_a_token_sees_no_later_one(style: dict[str, Any], attention: str) -> Non
 @STYLES
 @pytest.mark.parametrize("loss", ["fused", "plain"])
 def test_the_loss_is_the_cross_entropy_of_the_logits(style: dict[str, Any], loss: str) -> None:
-    transformer, ids, targets = model(**style), tokens(), tokens()
+    transformer, ids, targets = model(**style).eval(), tokens(), tokens()
     targets[0, 3] = -100
     logits = transformer(ids).detach()
     wanted = [
