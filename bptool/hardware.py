@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +132,15 @@ def available_memory_bytes(device: torch.device) -> int:
     limits = [_meminfo_available(), _control_group_left()]
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else sys.maxsize
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now, or the most that it ever held where the kernel tells no more."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
 
 
 def tune_cpu_allocator() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 
@@ -16,6 +18,22 @@ def format_bytes(n_bytes: int) -> str:
         if abs(n_bytes) >= size:
             return f"{n_bytes / size:.2f} {unit}"
     return f"{n_bytes} B"
+
+
+def parse_bytes(text: str) -> int:
+    """`24GiB`, `24 GB`, `80g`: GiB is 2^30 bytes, GB is 10^9, and a bare letter is the binary unit.
+
+    Raises:
+        ValueError: it is no quantity of memory.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", text, re.IGNORECASE)
+    if not found:
+        raise ValueError(f"'{text}' is no quantity of memory")
+    number, prefix, binary, byte = found.groups()
+    if binary and not prefix:
+        raise ValueError(f"'{text}' is no quantity of memory")
+    base = 1000 if prefix and byte and not binary else 1024
+    return int(float(number) * base ** (" kmgt".index(prefix.lower()) if prefix else 0))
 
 
 def format_count(n: float) -> str:

@@ -21,7 +21,7 @@ Not modelled: several streams, private pools of CUDA graphs, `expandable_segment
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -264,6 +264,8 @@ class Replay:
         refusal: the request that found no room; None where it all fits.
         actions: what was done, in order; an owner is the index of an allocation of the record.
         segments: the blocks of each segment that is reserved at the end.
+        block_bytes: size of the block that each allocation of the record got, up to a refusal; a little more than was
+            asked for where the rest was too small to be split off.
     """
 
     allocated_bytes: npt.NDArray[np.int64]
@@ -272,6 +274,7 @@ class Replay:
     refusal: Refusal | None
     actions: Sequence[Action]
     segments: Sequence[Sequence[Block]]
+    block_bytes: Mapping[int, int]
 
     @property
     def peak_allocated_bytes(self) -> int:
@@ -293,6 +296,7 @@ def replay(trace: MemoryTrace, capacity_bytes: int | None = None) -> Replay:
     """
     allocator = CachingAllocator(capacity_bytes)
     live: dict[int, Block] = {}
+    block_bytes: dict[int, int] = {}
     after: list[tuple[int, int]] = []
     refusal = None
     for number, event in enumerate(trace.events):
@@ -301,14 +305,20 @@ def replay(trace: MemoryTrace, capacity_bytes: int | None = None) -> Replay:
             if trace.allocations[index].born != number:
                 allocator.free(live.pop(index))
             elif (block := allocator.allocate(trace.allocations[index].n_bytes, index)) is not None:
-                live[index] = block
+                live[index], block_bytes[index] = block, block.n_bytes
             else:
                 refusal = _refusal(number, trace.allocations[index].n_bytes, allocator)
                 break
         after.append((allocator.allocated_bytes, allocator.reserved_bytes))
     levels = np.array(after, np.int64).reshape(-1, 2)
     return Replay(
-        levels[:, 0], levels[:, 1], allocator.flushes, refusal, tuple(allocator.actions), tuple(allocator.segments())
+        allocated_bytes=levels[:, 0],
+        reserved_bytes=levels[:, 1],
+        flushes=allocator.flushes,
+        refusal=refusal,
+        actions=tuple(allocator.actions),
+        segments=tuple(allocator.segments()),
+        block_bytes=block_bytes,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +27,13 @@ class Machine:
         gpu: the GPU; None for a CPU.
         capacity_bytes: what there is in all; None where that is not known.
         assumptions: what is taken for granted about it, in sentences.
+        fake: whether the step's tensors are without values; a model that reads them can only be run in earnest.
     """
 
     gpu: Gpu | None = None
     capacity_bytes: int | None = None
     assumptions: tuple[str, ...] = ()
+    fake: bool = True
 
     @property
     def device(self) -> str:
@@ -41,7 +43,7 @@ class Machine:
     @contextmanager
     def simulated(self) -> Iterator[MemoryLedger]:
         """Fake tensors that behave as this device's, and the ledger that counts them."""
-        with FakeTensorMode():
+        with FakeTensorMode() if self.fake else nullcontext():
             if self.gpu is None:
                 with MemoryLedger() as ledger:
                     yield ledger

@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bptool.analysis.result import Result
 from bptool.analysis.simulation import STEADY, first_step_peak
+from bptool.analysis.snapshot_diff import SnapshotDiff
 from bptool.instruments.memory_trace import Allocation, MemoryTrace, total_bytes
 
 _LARGEST = 8
@@ -104,7 +105,7 @@ class MemoryEstimate(Result):
     """The memory of a training step.
 
     Attributes:
-        target: what was asked about, and with which settings on top.
+        target, settings: what was asked about, and the overrides on top.
         device: `cpu` or `cuda`; `gpu` is its name, where one was named or found.
         peak_allocated_bytes: most bytes in tensors at once in a steady step, as the allocator counts them.
         peak_reserved_bytes: what the caching allocator holds for them at most; a CPU has none, and it is the same.
@@ -119,12 +120,14 @@ class MemoryEstimate(Result):
         extrapolated_from_layers: depths that were simulated; empty where the model itself was.
         largest: tensors at the peak, alike ones together, the largest first.
         fitting: settings that fit, the cheapest first, where they were asked for.
+        snapshot_diff: the estimate beside a snapshot of the real thing, where one was given.
         largest_micro_batch_size, longest_sequence_length: that fit, all else as it is, where they were asked for.
     """
 
     command: ClassVar[str] = "memory-estimate"
 
     target: str
+    settings: list[str]
     device: str
     gpu: str | None
     parameters_count: int
@@ -147,14 +150,15 @@ class MemoryEstimate(Result):
     fits: bool | None
     extrapolated_from_layers: list[int]
     assumptions: list[str]
-    measured: Measured | None
+    measured: Measured | None = None
     modules: list[ModuleBytes]
     ops: list[OpMemory]
     largest: list[TensorGroup]
-    what_if: list[WhatIf]
-    fitting: list[Fitting]
-    largest_micro_batch_size: int | None
-    longest_sequence_length: int | None
+    what_if: list[WhatIf] = Field(default_factory=list)
+    fitting: list[Fitting] = Field(default_factory=list)
+    largest_micro_batch_size: int | None = None
+    longest_sequence_length: int | None = None
+    snapshot_diff: SnapshotDiff | None = None
 
 
 def phase_peaks(trace: MemoryTrace) -> list[PhasePeak]:

@@ -5,7 +5,7 @@ Time is counted in events: an allocation, a release, or a phase that begins or e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
@@ -111,13 +111,20 @@ class MemoryTrace:
         return {category: np.cumsum(changes) for category, changes in deltas.items()}
 
     def rounded(self, multiple: int) -> MemoryTrace:
-        """The same, with each allocation rounded up to a multiple of so many bytes, as CUDA's allocator does."""
-        allocations = [replace(a, n_bytes=-(-a.n_bytes // multiple) * multiple) for a in self.allocations]
+        """The same, with each allocation rounded up to a multiple of so many bytes."""
+        return self.resized(lambda index: -(-self.allocations[index].n_bytes // multiple) * multiple)
+
+    def resized(self, size_of: Callable[[int], int]) -> MemoryTrace:
+        """The same, with other sizes, by the allocations' indices."""
+        allocations = [replace(a, n_bytes=size_of(index)) for index, a in enumerate(self.allocations)]
         events = [
             event
             if event.allocation is None
-            else event._replace(delta=allocations[event.allocation].n_bytes * (1 if event.delta >= 0 else -1))
-            for event in self.events
+            else event._replace(
+                delta=allocations[event.allocation].n_bytes
+                * (1 if allocations[event.allocation].born == number else -1)
+            )
+            for number, event in enumerate(self.events)
         ]
         return MemoryTrace(allocations, events)
 

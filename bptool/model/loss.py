@@ -10,21 +10,36 @@ negative (`IGNORED`) counts for nothing; where all are ignored the loss is 0.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bptool.model.autocast import matmul_dtype
 from bptool.units import MIB
+
+LossName = Literal["fused", "plain"]
 
 IGNORED = -100
 """The target of a token that is not predicted; any negative number will do."""
 
 _SMALL_CHUNK_BYTES = 64 * MIB
 _PRODUCT_ROWS = 8192
+
+
+class NextTokenLoss(nn.Module):
+    """The loss as a module without parameters, so that whatever watches modules knows what the loss does and holds."""
+
+    def __init__(self, softcap: float) -> None:
+        super().__init__()
+        self.softcap = softcap
+
+    def forward(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, name: LossName) -> Tensor:
+        """A scalar: `fused` never holds all the logits, `plain` does."""
+        cross_entropy = linear_cross_entropy if name == "fused" else plain_cross_entropy
+        return cross_entropy(x_ND, weight_VD, targets_N, self.softcap)
 
 
 def plain_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float = 0.0) -> Tensor:
@@ -65,11 +80,11 @@ def chunk_tokens(n_tokens: int, vocab_size: int, d_model: int) -> int:
 
     Each chunk reads the whole weight twice and its gradient once, which costs as much as the arithmetic of some
     hundred tokens. So a chunk has an eighth of the tokens, and no more than d_model of them (its logits are then as
-    large as the weight's gradient, which is there anyway), but as many as 64 MiB of float32 logits hold: finer cuts
-    save little.
+    large as the weight's gradient, which is there anyway), but as many as 64 MiB of float32 logits hold, or a 64th of
+    them all: finer cuts save little.
     """
     worth_cutting = _SMALL_CHUNK_BYTES // (4 * vocab_size)
-    most = max(1, worth_cutting, min(-(-n_tokens // 8), d_model))
+    most = max(1, worth_cutting, min(-(-n_tokens // 8), d_model), -(-n_tokens // 64))
     n_chunks = -(-n_tokens // most)
     return -(-n_tokens // n_chunks)
 

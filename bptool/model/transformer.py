@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +17,9 @@ from bptool.model.attention import Attention, window_mask
 from bptool.model.autocast import matmul_dtype
 from bptool.model.experts import MixtureOfExperts
 from bptool.model.feed_forward import FeedForward
-from bptool.model.loss import linear_cross_entropy, plain_cross_entropy, softcapped
+from bptool.model.loss import LossName, NextTokenLoss, softcapped
 from bptool.model.normalization import make_norm
 from bptool.model.position import Rotation, rotation
-
-LossName = Literal["fused", "plain"]
 
 _BRANCH_OUTPUTS = ("attention.output.weight", "feed_forward.down.weight", "experts.down.weight", "shared.down.weight")
 
@@ -86,6 +83,7 @@ class Transformer(nn.Module):
         self.final_norm = make_norm(settings)
         tied = settings.tied_embeddings
         self.head = None if tied else nn.Linear(settings.d_model, settings.vocab_size, bias=False)
+        self.loss = NextTokenLoss(settings.logit_softcap)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor | None = None, *, loss: LossName = "plain") -> Tensor:
         """Logits [B, T, V]; with targets, the mean cross-entropy over those that are not negative, a scalar.
@@ -101,8 +99,7 @@ class Transformer(nn.Module):
         weight_VD, softcap = (self.head or self.embedding).weight, self.settings.logit_softcap
         if targets_BT is None:
             return softcapped(F.linear(x_BTD, weight_VD), softcap)
-        cross_entropy = linear_cross_entropy if loss == "fused" else plain_cross_entropy
-        result = cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap)
+        result: Tensor = self.loss(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), loss)
         if uneven and self.training and self.settings.moe.auxiliary_loss:
             result = result + self.settings.moe.auxiliary_loss * sum(uneven) / len(uneven)
         return result

@@ -10,8 +10,11 @@ from bptool.errors import StorageError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Writing a file of a run while it goes on.
+def writing(path: Path, then: str = "resume the run") -> Iterator[None]:
+    """Writing a file.
+
+    Args:
+        then: what to do once it can be.
 
     Raises:
         StorageError: in place of an OSError.
@@ -20,5 +23,5 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"{path} could not be written: {error.strerror}", "make room or fix permissions, then resume the run"
+            f"{path} could not be written: {error.strerror}", f"make room or fix permissions, then {then}"
         ) from error

@@ -14,6 +14,22 @@ def aligned(rows: Sequence[tuple[str, str]], indent: str = "  ") -> str:
     return "\n".join(f"{indent}{label:<{width}}  {value}" for label, value in rows)
 
 
+def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: str = "  ") -> str:
+    """A table, its first row the heading, which is not indented; `right` are the columns set to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] += len(indent)
+    lines = []
+    for number, row in enumerate(rows):
+        first = row[0] if number == 0 else indent + row[0]
+        cells = [first, *row[1:]]
+        padded = [
+            f"{cell:>{width}}" if i in right else f"{cell:<{width}}"
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
 def visible(text: str) -> str:
     r"""Control characters spelt out (`\x1b`), so that a text cannot steer a terminal; line breaks and tabs stay."""
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

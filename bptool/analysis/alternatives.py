@@ -1,0 +1,209 @@
+"""What each switch would save, and what would make it fit: the step simulated again under other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from bptool.analysis.estimate import Question, Simulated, simulated
+from bptool.analysis.memory import block_inputs_bytes, state_bytes
+from bptool.analysis.memory_estimate import Fitting, WhatIf
+from bptool.config.overrides import override
+from bptool.config.schema import Config
+from bptool.errors import ConfigError
+from bptool.model.accounting import flops_per_token
+from bptool.training.activation_checkpoint import recomputed_blocks
+from bptool.training.workload import transformer_workload
+
+Changes = dict[str, object]
+_WANTED = 3
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Other settings for the same step.
+
+    Attributes:
+        changes: to the config's keys.
+        same_result: whether the update is the same but for rounding.
+    """
+
+    changes: Changes
+    same_result: bool = True
+
+
+def what_if(question: Question) -> list[WhatIf]:
+    """Every switch by itself, what saves most first; those that change nothing are told too."""
+    found = [
+        WhatIf(settings=words(one.changes), peak_allocated_bytes=tried.peak_bytes)
+        for one in _switches(question.config)
+        if (tried := _tried(question, one.changes)) is not None
+    ]
+    return sorted(found, key=lambda one: one.peak_allocated_bytes)
+
+
+def fitting(question: Question) -> list[Fitting]:
+    """The nearest settings that fit: the same update first, then the least recomputation, then the fewest changes."""
+    found: list[Fitting] = []
+    for one in sorted(_combinations(question.config), key=lambda one: _cost(question.config, one)):
+        tried = _tried(question, one.changes, within=question.machine.capacity_bytes)
+        if tried is not None and tried.fits:
+            found.append(_fitting(question, one, tried))
+            if len(found) == _WANTED:
+                break
+    return found
+
+
+def largest_micro_batch(question: Question) -> int | None:
+    """Most sequences of one micro-batch that fit, all else as it is; None where not even one does."""
+
+    def fits(size: int) -> bool:
+        changes: Changes = {"training.micro_batch_size": size}
+        tried = _tried(question, changes, within=question.machine.capacity_bytes)
+        return tried is not None and bool(tried.fits)
+
+    return _largest(fits, question.config.training.micro_batch_size)
+
+
+def longest_sequence(question: Question, multiple: int = 128) -> int | None:
+    """Most tokens of a sequence that fit, a multiple of 128, the context growing with it; None where none do."""
+
+    def fits(size: int) -> bool:
+        changes: Changes = {"training.sequence_length": size * multiple}
+        if size * multiple > question.config.model.context_length:
+            changes["model.context_length"] = size * multiple
+        tried = _tried(question, changes, within=question.machine.capacity_bytes)
+        return tried is not None and bool(tried.fits)
+
+    size = _largest(fits, max(question.config.training.sequence_length // multiple, 1))
+    return None if size is None else size * multiple
+
+
+def words(changes: Mapping[str, object]) -> list[str]:
+    """As they are typed."""
+    return [f"{key}={value}" for key, value in changes.items()]
+
+
+def _tried(question: Question, changes: Changes, *, within: int | None = None) -> Simulated | None:
+    """None where the settings contradict each other, or what every step must hold is more than `within` anyway."""
+    try:
+        config = override(question.config, changes)
+    except ConfigError:
+        return None
+    workload = question.workload if config.run.workload else transformer_workload(config)
+    if within is not None and state_bytes(config, workload) + block_inputs_bytes(config) > within:
+        return None
+    return simulated(config, workload, question.machine)
+
+
+def _fitting(question: Question, one: Alternative, tried: Simulated) -> Fitting:
+    overhead = question.machine.gpu.context.expected if question.machine.gpu else 0
+    return Fitting(
+        settings=words(one.changes),
+        peak_allocated_bytes=tried.peak_bytes,
+        total_expected_bytes=tried.reserved_bytes + overhead,
+        recompute_over_model_flops=_recompute(override(question.config, one.changes)),
+        same_result=one.same_result,
+    )
+
+
+def _switches(config: Config) -> Iterator[Alternative]:
+    """One change each."""
+    micro, count = config.training.micro_batch_size, config.training.gradient_accumulation_steps
+    yield from _lossless(config)
+    for policy in ({"activation_checkpoint.policy": "every_k"}, {"activation_checkpoint.policy": "full"}):
+        if config.activation_checkpoint.policy != policy["activation_checkpoint.policy"]:
+            yield Alternative(dict(policy))
+    if micro % 2 == 0 and not config.run.workload:
+        yield Alternative({"training.micro_batch_size": micro // 2, "training.gradient_accumulation_steps": count * 2})
+    for mode in ("bf16-mixed", "bf16"):
+        if config.precision.mode not in (mode, "bf16"):
+            yield Alternative({"precision.mode": mode}, same_result=False)
+    if config.optimizer.name in ("adam", "adamw", "muon"):
+        yield Alternative({"optimizer.name": "adafactor", "optimizer.implementation": "auto"}, same_result=False)
+
+
+def _lossless(config: Config) -> Iterator[Alternative]:
+    """Changes that cost no time."""
+    if config.training.loss == "plain" and not config.run.workload:
+        yield Alternative({"training.loss": "fused"})
+    if config.model.attention == "eager" and not config.run.workload:
+        yield Alternative({"model.attention": "sdpa"})
+    in_lists = config.optimizer.implementation == "foreach" or config.optimizer.name in ("muon", "adafactor")
+    if in_lists and config.optimizer.implementation != "loop":
+        yield Alternative({"optimizer.implementation": "loop"})
+
+
+def _combinations(config: Config) -> Iterator[Alternative]:
+    """Every way to split the batch and to recompute, with all that costs nothing; then with other arithmetic."""
+    free: Changes = {}
+    for one in _lossless(config):
+        free |= one.changes
+    if free:
+        yield Alternative(free)
+    others: list[Alternative] = [Alternative({})]
+    if config.precision.mode not in ("bf16-mixed", "bf16"):
+        others.append(Alternative({"precision.mode": "bf16-mixed"}, same_result=False))
+    if config.precision.mode != "bf16":
+        others.append(Alternative({"precision.mode": "bf16"}, same_result=False))
+    if config.optimizer.name in ("adam", "adamw", "muon"):
+        frugal: Changes = {"precision.mode": "bf16", "optimizer.name": "adafactor", "optimizer.implementation": "auto"}
+        others.append(Alternative(frugal, same_result=False))
+    for other in others:
+        for policy in _policies(config):
+            for split in _splits(config):
+                changes = free | policy | split | other.changes
+                if changes not in ({}, free):
+                    yield Alternative(changes, other.same_result)
+
+
+def _policies(config: Config) -> Iterator[Changes]:
+    yield {}
+    if config.activation_checkpoint.policy == "none":
+        yield {"activation_checkpoint.policy": "every_k", "activation_checkpoint.every": 2}
+    if config.activation_checkpoint.policy != "full":
+        yield {"activation_checkpoint.policy": "full"}
+
+
+def _splits(config: Config) -> Iterator[Changes]:
+    """The same sequences a step in smaller micro-batches: as asked, halved, and one at a time."""
+    yield {}
+    if config.run.workload:
+        return
+    micro, count = config.training.micro_batch_size, config.training.gradient_accumulation_steps
+    for size in dict.fromkeys(n for n in (micro // 2, 1) if n and micro % n == 0 and n < micro):
+        yield {"training.micro_batch_size": size, "training.gradient_accumulation_steps": micro * count // size}
+
+
+def _cost(config: Config, one: Alternative) -> tuple[bool, int, float, int]:
+    """Least is nearest: the same result, the arithmetic changed least, then FLOPs, then micro-batches."""
+    changed = override(config, one.changes)
+    arithmetic = sum(key in one.changes for key in ("precision.mode", "optimizer.name"))
+    return not one.same_result, arithmetic, _recompute(changed), changed.training.gradient_accumulation_steps
+
+
+def _recompute(config: Config) -> float:
+    """FLOPs of recomputation over those of forward and backward: a third of each recomputed block's."""
+    model = config.model
+    if config.run.workload:
+        return 1 / 3 if config.activation_checkpoint.policy == "full" else 0.0
+    recomputed = len(recomputed_blocks(model.n_layers, config.activation_checkpoint))
+    total = flops_per_token(model, config.training.sequence_length)
+    head = 6 * model.vocab_size * model.d_model
+    return recomputed / model.n_layers * (total - head) / total / 3
+
+
+def _largest(fits: Callable[[int], bool], start: int) -> int | None:
+    """The largest size that fits, where every smaller one does: doubled or halved at first, then narrowed down."""
+    low, high = (start, start * 2) if fits(start) else (0, start)
+    while low and low == high // 2 and fits(high):
+        low, high = high, high * 2
+    while not low and high > 1:
+        half = high // 2
+        low, high = (half, high) if fits(half) else (0, half)
+    if not low:
+        return None
+    while high - low > max(1, low // 32):  # to some 3%
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,151 @@
+"""Will it fit? Simulate the step on the machine that is asked about, and read the record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bptool.analysis.caching_allocator import replay
+from bptool.analysis.depth import Extended
+from bptool.analysis.machine import Machine
+from bptool.analysis.memory_estimate import MemoryEstimate, readings
+from bptool.analysis.simulation import STEADY, simulate_deep
+from bptool.config.schema import Config
+from bptool.errors import BptoolError, TargetError
+from bptool.gpus import Range
+from bptool.hardware import resident_bytes
+from bptool.instruments.memory_trace import MemoryTrace
+from bptool.training.assembly import build_model
+from bptool.training.user_code import describe
+from bptool.training.workload import Workload
+from bptool.units import format_bytes
+
+_NOTHING = Range(0, 0, 0, "")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an estimate is asked about.
+
+    Attributes:
+        target, settings: in the user's words.
+    """
+
+    target: str
+    settings: tuple[str, ...]
+    config: Config
+    workload: Workload
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A step's record, as the machine's allocator counts it.
+
+    Attributes:
+        requested: the record itself, with the sizes that the operations ask for.
+        trace: the same with the sizes that the allocator gives.
+        reserved_bytes: most that the allocator holds.
+        depths: of the models that were simulated; empty where it was the model itself.
+        fits: whether it does; None where nothing is known of the capacity.
+    """
+
+    requested: MemoryTrace
+    trace: MemoryTrace
+    reserved_bytes: int
+    depths: tuple[int, ...]
+    fits: bool | None
+
+    @property
+    def peak_event(self) -> int:
+        """The fullest instant of the steady step."""
+        return self.trace.peak_event(STEADY)
+
+    @property
+    def peak_bytes(self) -> int:
+        """What is held then."""
+        return int(self.trace.live_bytes[self.peak_event])
+
+
+def simulated(config: Config, workload: Workload, machine: Machine) -> Simulated:
+    """Simulate a step of `config` on `machine`.
+
+    Raises:
+        TargetError: the user's model does what fake tensors cannot.
+    """
+    found = _simulate(config, workload, machine)
+    if machine.gpu is None:
+        peak = int(found.trace.live_bytes.max())
+        fits = None if machine.capacity_bytes is None else peak <= machine.capacity_bytes
+        return Simulated(found.trace, found.trace, peak, found.depths, fits)
+    done = replay(found.trace)
+    fits = None
+    if machine.capacity_bytes is not None:
+        room = machine.capacity_bytes - machine.gpu.context.expected
+        # Above the room the allocator gives back what it only caches, which may be enough.
+        fits = done.peak_reserved_bytes <= room or (room > 0 and replay(found.trace, room).refusal is None)
+    sizes = done.block_bytes
+    return Simulated(
+        found.trace, found.trace.resized(lambda i: sizes.get(i, 0)), done.peak_reserved_bytes, found.depths, fits
+    )
+
+
+def estimate(question: Question, step: Simulated) -> MemoryEstimate:
+    """The record's answers; what else can be asked is left empty."""
+    workload, machine = question.workload, question.machine
+    model = build_model(workload, torch.device("meta"), torch.float32)
+    read = readings(step.trace)
+    overhead = machine.gpu.context if machine.gpu else _NOTHING
+    peak = step.peak_bytes
+    return MemoryEstimate.model_validate(
+        {
+            **read,
+            "target": question.target,
+            "settings": list(question.settings),
+            "device": machine.device,
+            "gpu": machine.gpu.name if machine.gpu else None,
+            "parameters_count": sum(p.numel() for p in model.parameters()),
+            "trainable_parameters_count": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "peak_reserved_bytes": step.reserved_bytes,
+            "overhead_bytes": overhead.expected,
+            "total_low_bytes": peak + overhead.low,
+            "total_expected_bytes": step.reserved_bytes + overhead.expected,
+            "total_high_bytes": step.reserved_bytes + overhead.high,
+            "capacity_bytes": machine.capacity_bytes,
+            "fits": step.fits,
+            "extrapolated_from_layers": list(step.depths),
+            "assumptions": list(_assumptions(question, step, overhead)),
+        }
+    )
+
+
+def _simulate(config: Config, workload: Workload, machine: Machine) -> Extended:
+    try:
+        return simulate_deep(config, workload, machine)
+    except BptoolError:
+        raise
+    except Exception as error:
+        if not config.run.workload:
+            raise
+        raise TargetError(
+            f"{config.run.workload} does not run on fake tensors, which have shapes and no values: {describe(error)}",
+            "a model that reads values in its forward can be measured on a small input: add --validate",
+        ) from error
+
+
+def _assumptions(question: Question, step: Simulated, overhead: Range) -> list[str]:
+    machine, config = question.machine, question.config
+    sentences = [*machine.assumptions]
+    if step.depths:
+        low, high, check = step.depths
+        known = f"{low} and {high}, and so do {check}, as simulating them showed"
+        sentences.append(f"{question.workload.n_layers} layers follow from {known}")
+    if config.training.compile:
+        sentences.append("torch.compile is left out: fusion would save some of the activations")
+    if machine.gpu:
+        sentences.append(f"outside of the allocator: {overhead.source}")
+        sentences.append("reserved: PyTorch's caching allocator, replayed; expandable segments would reserve less")
+    else:
+        sentences.append(f"not counted: this process itself, {format_bytes(resident_bytes())} with PyTorch loaded")
+    return sentences

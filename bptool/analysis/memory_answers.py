@@ -1,0 +1,118 @@
+"""From a command line's words to the answers about a step's memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bptool.analysis.alternatives import fitting, largest_micro_batch, longest_sequence, what_if
+from bptool.analysis.estimate import Question, Simulated, estimate, simulated
+from bptool.analysis.machine import Machine, machine_named
+from bptool.analysis.memory_estimate import MemoryEstimate
+from bptool.analysis.snapshot_diff import diff
+from bptool.analysis.validation import measured
+from bptool.config.loading import load_config
+from bptool.config.target import CodeTarget, resolve_target
+from bptool.errors import TargetError, UsageError
+from bptool.interop.memory_snapshot import read_snapshot
+from bptool.training.user_code import load_workload, users_errors
+from bptool.training.workload import transformer_workload
+from bptool.units import parse_bytes
+
+
+@dataclass(frozen=True)
+class Further:
+    """What else is asked.
+
+    Attributes:
+        what_if: what each switch would save.
+        limits: the settings, the largest micro-batch and the longest sequence that fit.
+        validate: a real step.
+        snapshot: a snapshot of PyTorch's allocator to compare with.
+    """
+
+    what_if: bool = False
+    limits: bool = False
+    validate: bool = False
+    snapshot: Path | None = None
+
+
+def ask(
+    target_text: str | None, overrides: Sequence[str], *, device: str, gpu: str | None, capacity: str | None
+) -> Question:
+    """The question that a command line asks.
+
+    Args:
+        device, gpu: as `machine_named` takes them; `training.device` says where `device` is `auto`.
+        capacity: what it must fit, such as `24GiB`; None: what the machine has.
+
+    Raises:
+        UsageError: the command line or the config is wrong, or the user's model cannot be had.
+    """
+    target = resolve_target(target_text)
+    config = load_config(target, overrides)
+    code = target if isinstance(target, CodeTarget) else None
+    if config.run.workload and code is None:
+        raise UsageError(
+            f"{target} names the user's own model in run.workload, and code is run only when it is the TARGET",
+            f"bptool memory-estimate {config.run.workload}",
+        )
+    asked = config.training.device.partition(":")[0] if device == "auto" else device
+    machine = _within(machine_named(asked, gpu), capacity)
+    workload = load_workload(code) if code else transformer_workload(config)
+    return Question(target_text or target.name, tuple(overrides), config, workload, machine)
+
+
+def answer(question: Question, further: Further) -> tuple[MemoryEstimate, Simulated]:
+    """The estimate with everything that is asked, and the record that it was read from.
+
+    Raises:
+        BptoolError: the user's model fails, the snapshot cannot be read, or a real step is not possible here.
+    """
+    theirs = read_snapshot(further.snapshot) if further.snapshot else None
+    with users_errors(_code(question)):
+        question, step = _simulated(question, further)
+        more: dict[str, object] = {}
+        if further.validate:
+            more["measured"] = measured(question, step)
+        if theirs:
+            more["snapshot_diff"] = diff(step.requested, step.peak_event, theirs)
+        if further.what_if:
+            more["what_if"] = what_if(question)
+        if further.limits or step.fits is False:
+            more["fitting"] = fitting(question)
+        if further.limits:
+            more["largest_micro_batch_size"] = largest_micro_batch(question)
+            more["longest_sequence_length"] = longest_sequence(question)
+        return estimate(question, step).model_copy(update=more), step
+
+
+def _simulated(question: Question, further: Further) -> tuple[Question, Simulated]:
+    """On fake tensors; a user's model that reads values runs in earnest where a real step is asked for anyway."""
+    # Told in our own words; PyTorch would also log a traceback.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+    try:
+        return question, simulated(question.config, question.workload, question.machine)
+    except TargetError:
+        if not further.validate or question.machine.gpu:
+            raise
+        sentence = "this model does not run on fake tensors: counted in a real step"
+        real = replace(question.machine, fake=False, assumptions=(*question.machine.assumptions, sentence))
+        question = replace(question, machine=real)
+        return question, simulated(question.config, question.workload, real)
+
+
+def _within(machine: Machine, capacity: str | None) -> Machine:
+    if capacity is None:
+        return machine
+    try:
+        return replace(machine, capacity_bytes=parse_bytes(capacity))
+    except ValueError as error:
+        raise UsageError(f"--fit: {error}", "such as 24GiB (2^30 bytes each) or 24GB (10^9)") from None
+
+
+def _code(question: Question) -> CodeTarget | None:
+    target = resolve_target(question.target)
+    return target if isinstance(target, CodeTarget) else None

@@ -1,0 +1,58 @@
+"""The same step in earnest: what the allocator says beside what was predicted."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from bptool.analysis.estimate import Question, Simulated
+from bptool.analysis.memory_estimate import Measured
+from bptool.errors import DeviceError, OutOfMemory
+from bptool.hardware import available_memory_bytes, resolve_device
+from bptool.instruments.peak_memory import PeakMemory
+from bptool.training.assembly import build_step
+from bptool.training.instrument import Announcer
+from bptool.training.step import TrainStep
+from bptool.units import format_bytes
+
+
+def measured(question: Question, step: Simulated) -> Measured:
+    """Run two real steps on random batches, and measure the second.
+
+    Raises:
+        DeviceError: the machine that was asked about is not this one.
+        OutOfMemory: there is not enough of it here.
+    """
+    device = resolve_device(question.machine.device if question.machine.gpu else "cpu")
+    if device.type != question.machine.device:
+        raise DeviceError("--validate runs a real step, and this machine has no GPU", "leave out --gpu, or --validate")
+    available, needed = available_memory_bytes(device), step.peak_bytes
+    if needed > available:
+        raise OutOfMemory(
+            f"--validate runs a real step of {format_bytes(needed)}; {format_bytes(available)} are available",
+            "make the batch or the model smaller",
+        )
+    real = build_step(question.config, question.workload, device, Announcer())
+    peak = PeakMemory(device, lambda: _persistent(real))
+    real.announcer.instruments.append(peak)
+    _run(real, question.config.training.gradient_accumulation_steps, device)
+    assert peak.peak_bytes is not None, "the second step was measured"
+    return Measured(
+        peak_allocated_bytes=peak.peak_bytes, relative_error=(step.peak_bytes - peak.peak_bytes) / peak.peak_bytes
+    )
+
+
+def _persistent(step: TrainStep) -> list[torch.Tensor]:
+    return [*step.model.parameters(), *step.model.buffers(), *step.optimizers.state().values()]
+
+
+def _run(step: TrainStep, count: int, device: torch.device) -> None:
+    generator = torch.Generator(device)
+    gc.collect()  # what is released in the measured step must have come in it
+    for number in range(2):
+        with step.announcer.phase("step"):
+            with step.announcer.phase("data"):
+                micro_batches = [step.workload.batch(generator) for _ in range(count)]
+            step(number, micro_batches)
+        del micro_batches

@@ -1,0 +1,147 @@
+"""`bptool memory-estimate`: will it fit, what fills the memory, and what would make it fit?"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bptool.cli.guard import guarded, say
+from bptool.cli.words import Debug, Json, Keys, Words, split_words
+from bptool.errors import AnswerIsNo, UsageError
+
+if TYPE_CHECKING:
+    from bptool.analysis.estimate import Simulated
+    from bptool.analysis.memory_estimate import MemoryEstimate
+
+_EXAMPLE = """\b
+Examples:
+  bptool memory-estimate llama3-8b --gpu h100
+  bptool memory-estimate gpt2 training.micro_batch_size=32 --gpu rtx4090 --what-if
+  bptool memory-estimate my_model.py:vit --validate"""
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda; the GPU need not be there.")]
+GpuName = Annotated[
+    str | None, typer.Option("--gpu", metavar="NAME", help="The GPU to predict: h100, a100-40gb, rtx4090, ...")
+]
+Fit = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        metavar="SIZE",
+        help="A capacity, such as 24GiB: which settings fit it, the largest micro-batch, the longest sequence.",
+    ),
+]
+WhatIf = Annotated[bool, typer.Option("--what-if", help="What each switch would save, simulated.")]
+Explain = Annotated[bool, typer.Option("--explain", help="The closed forms, each beside what was counted.")]
+Validate = Annotated[bool, typer.Option("--validate", help="Run two real steps too, and measure the second.")]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the timeline and the modules.")
+]
+Snapshot = Annotated[
+    Path | None, typer.Option("--snapshot", metavar="FILE", help="Write a snapshot for PyTorch's memory viewer.")
+]
+SnapshotDiff = Annotated[
+    Path | None,
+    typer.Option("--snapshot-diff", metavar="FILE", help="Compare with a snapshot that PyTorch dumped on a GPU."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("memory-estimate", epilog=_EXAMPLE)(memory_estimate)
+
+
+@guarded
+def memory_estimate(
+    words: Words = None,
+    device: Device = "auto",
+    gpu: GpuName = None,
+    fit: Fit = None,
+    what_if: WhatIf = False,
+    explain: Explain = False,
+    validate: Validate = False,
+    html: Html = None,
+    snapshot: Snapshot = None,
+    snapshot_diff: SnapshotDiff = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    keys: Keys = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Predict the memory of a training step, from any machine for any.
+
+    The trainer's own step is simulated; nothing is allocated. Exit codes: 0 it fits, 1 it does not, 2 a wrong command
+    line, config or model, 3 the machine said no.
+    """
+    target, overrides = split_words(words)
+    _refuse(device, gpu, [file for file in (html, snapshot) if file and file.exists() and not force])
+
+    from bptool.analysis.memory_answers import Further, answer, ask
+
+    with redirect_stdout(sys.stderr):  # what the user's own code prints is not our result
+        question = ask(target, overrides, device=device, gpu=gpu, capacity=fit)
+        further = Further(what_if=what_if, limits=fit is not None, validate=validate, snapshot=snapshot_diff)
+        result, step = answer(question, further)
+    if html:
+        _write_page(html, result, step)
+    if snapshot:
+        _write_snapshot(snapshot, step)
+    typer.echo(result.json_text() if json else _text(result, step))
+    if result.fits is False:
+        raise typer.Exit(AnswerIsNo.exit_code)
+
+
+def _refuse(device: str, gpu: str | None, existing: Sequence[Path]) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device} is neither auto, cpu nor cuda", "a GPU's name goes into --gpu")
+    if device == "cpu" and gpu:
+        raise UsageError("--device cpu and --gpu exclude each other", "leave out one of them")
+    for file in existing:
+        raise UsageError(f"{file} exists already", "choose another name, or overwrite it with --force")
+
+
+def _write_page(path: Path, result: MemoryEstimate, step: Simulated) -> None:
+    from bptool.analysis.simulation import STEADY
+    from bptool.analysis.timeline import timeline
+    from bptool.report.memory_estimate_page import render_page
+    from bptool.report.storage import writing
+
+    command = shlex.join(["bptool", *sys.argv[1:]])
+    asked = " ".join([result.target, *result.settings])
+    with writing(path, then="run it again"):
+        path.write_text(render_page(result, timeline(step.trace, STEADY), target=asked, command=command), "utf-8")
+    say(f"wrote {path}")
+
+
+def _write_snapshot(path: Path, step: Simulated) -> None:
+    from bptool.analysis.estimate_snapshot import write_snapshot
+    from bptool.report.storage import writing
+
+    with writing(path, then="run it again"):
+        write_snapshot(step.requested, path)
+    say(f"wrote {path}: open it at pytorch.org/memory_viz, which reads it in the browser")
+
+
+def _text(result: MemoryEstimate, step: Simulated) -> str:
+    """The report with its picture, coloured where a person reads it."""
+    import shutil
+
+    from rich.console import Console
+
+    from bptool.analysis.simulation import STEADY
+    from bptool.analysis.timeline import timeline
+    from bptool.report.memory_estimate import render
+    from bptool.report.picture import picture
+
+    console = Console()
+    width = min(shutil.get_terminal_size().columns, 100)
+    drawn = picture(timeline(step.trace, STEADY), width=width, colored=console.is_terminal and not console.no_color)
+    with console.capture() as capture:
+        console.print(drawn, end="", soft_wrap=True)
+    return render(result, capture.get())
