@@ -7,10 +7,11 @@ but for buffers that a kernel allocates and frees inside one operation.
 
 from __future__ import annotations
 
+import functools
 import weakref
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -18,15 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor  # no public name tells a fake tensor from a real one
 from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
-from torch.utils._pytree import tree_leaves
 
 from bptool.instruments.host_memory import stays_on_host
+from bptool.instruments.kept_numbers import MAY_SAVE_NUMBERS, KeptNumbers, saved_number_bytes
 from bptool.instruments.memory_trace import Allocation, Category, Event, MemoryTrace
+from bptool.instruments.whereabouts import Whereabouts
 from bptool.training.instrument import Instrument, Phase
 from bptool.training.optimizers import Optimizers
 
 Scratch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any], int]
 """Bytes that a device's kernel takes for itself during one operation, from its arguments and its result."""
+
+
+_DEVICE, _READ = torch.ops.prim.device.default, torch.ops.aten._local_scalar_dense.default
+_ADD = torch.ops.aten.add.Tensor
 
 
 class MemoryLedger(TorchDispatchMode, Instrument):
@@ -48,7 +54,11 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         self._phases: list[Phase] = []
         self._steps = -1
         self._loose_ends = 0  # releases at the end of the events that are not in order yet
-        self._where = _Whereabouts()
+        self._where = Whereabouts()
+        self._numbers = KeptNumbers()
+        self._asked = 0  # whose device was asked for last: autograd asks for a gradient's before it adds it to another
+        self._sum: tuple[int, int] | None = None  # storages of such a sum's first term and of its result
+        self._watched: dict[int, weakref.ref[Any]] = {}
         self._model: nn.Module | None = None
         self._optimizers: Optimizers | None = None
 
@@ -95,7 +105,10 @@ class MemoryLedger(TorchDispatchMode, Instrument):
             self._recategorize(begin, "inputs")
         elif name in ("forward", "recompute"):
             self._recategorize(begin, "activations")
+            if name == "recompute":
+                self._numbers.after_recomputation()
         elif name == "backward" and self._model is not None:
+            self._numbers.after_backward()
             for parameter in self._model.parameters():
                 if parameter.grad is not None:
                     self._settle(parameter.grad, "gradients", self._where.owner(parameter))
@@ -134,6 +147,11 @@ class MemoryLedger(TorchDispatchMode, Instrument):
 
         return get_rng_state
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled under the ledger; PyTorch's wrapper against it costs as much as the ledger's own work."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: torch._ops.OpOverload,
@@ -141,37 +159,58 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            self._asked = id(args[0])
+            return args[0].fake_device  # asked for more often than all operations together
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default and self._phases[-1:] == ["optimizer"]:
+        if func is _READ and self._phases[-1:] == ["optimizer"]:
             return 1.0  # an update rule may scale by a value that it reads (Adafactor); no shape depends on it
-        op = str(func.overloadpacket)
-        module = self._where.module()
+        self._numbers.before_operation()
         result = func(*args, **kwargs)
         if not self._counts_host:
             self._pass_over_host(func, result)
-        self._note_results(result, op, module, args)
+        kept = self._note_number(func, args) if self._counts_host and func.overloadpacket in MAY_SAVE_NUMBERS else 0
+        if isinstance(result, Tensor):
+            if id(result.untyped_storage()) not in self._indices:
+                self._note(result, _name(func), self._place(args))
+            if func is _ADD and self._asked == id(args[1]) and _may_be_added_to(args[0]):
+                self._sum = (id(args[0].untyped_storage()), id(result.untyped_storage()))
+        elif isinstance(result, list | tuple):
+            self._note_results(result, func, args)
         if self._scratch is not None:
-            self._note_scratch(self._scratch(func, args, kwargs, result), op, module or self._owner(args))
+            n_bytes = self._scratch(func, args, kwargs, result) - kept
+            if n_bytes > 0:
+                self._free(self._allocate(n_bytes, _name(func), self._place(args), None))
         return result
 
-    def _note_results(self, result: Any, op: str, module: str | None, args: tuple[Any, ...]) -> None:
-        if isinstance(result, Tensor):
-            self._note(result, op, self._owner(args) if module is None else module)
-            return
-        for i, leaf in enumerate(tree_leaves(result)):
+    def _note_number(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> int:
+        """Bytes of the number that autograd keeps of this operation."""
+        n_bytes = saved_number_bytes(func, args)
+        if n_bytes:
+            index = self._allocate(n_bytes, _name(func), self._place(args), None)
+            self._numbers.keep(partial(self._free, index), recomputes=self._phases[-1:] == ["recompute"])
+        return n_bytes
+
+    def _note_results(self, results: Iterable[Any], func: torch._ops.OpOverload, args: tuple[Any, ...]) -> None:
+        for i, leaf in enumerate(results):
             if isinstance(leaf, Tensor):
                 # An operation on lists of tensors makes the i-th result from the i-th of each.
                 sources = [arg[i] for arg in args if isinstance(arg, list | tuple) and i < len(arg)]
-                self._note(leaf, op, self._owner(sources or args) if module is None else module)
+                self._note(leaf, _name(func), self._place(sources or args))
 
     def _pass_over_host(self, func: torch._ops.OpOverload, result: Any) -> None:
         """Don't count what a device's run would have in host memory, now or when it is worked on later."""
         phase = self._phases[-1] if self._phases else ""
-        for i, leaf in enumerate([result] if isinstance(result, Tensor) else tree_leaves(result)):
+        for i, leaf in enumerate(result if isinstance(result, list | tuple) else [result]):
             if isinstance(leaf, Tensor) and stays_on_host(func, i, phase):
                 storage = leaf.untyped_storage()
                 self._on_host.add(id(storage))
                 weakref.finalize(storage, self._on_host.discard, id(storage)).atexit = False
+
+    def _place(self, args: Iterable[Any]) -> str:
+        """The module at work, or the one of what is worked on."""
+        module = self._where.module()
+        return self._owner(args) if module is None else module
 
     def _owner(self, args: Iterable[Any]) -> str:
         """Outside of all modules: the module of what is worked on."""
@@ -187,18 +226,13 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         key = id(storage)  # the storage's Python object lives as long as the storage does
         if key in self._indices or key in self._on_host or _is_meta(tensor):
             return
-        index = self._allocate(storage.nbytes(), op, module, tensor)
-        self._indices[key] = index
-        weakref.finalize(storage, self._release, key, index).atexit = False
-
-    def _note_scratch(self, n_bytes: int, op: str, module: str) -> None:
-        if n_bytes:
-            self._free(self._allocate(n_bytes, op, module, None))
+        self._indices[key] = self._allocate(storage.nbytes(), op, module, tensor)
+        self._watched[key] = weakref.ref(storage, partial(self._release, key))
 
     def _allocate(self, n_bytes: int, op: str, module: str, tensor: Tensor | None) -> int:
         self._tidy()
         index = len(self._allocations)
-        described = "" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        described = "" if tensor is None else f"{_dtype_name(tensor.dtype)}{list(tensor.shape)}"
         phase = self._phases[-1] if self._phases else ""
         self._allocations.append(
             Allocation(n_bytes, "temporaries", module, op, described, phase, born=len(self._events))
@@ -206,9 +240,27 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         self._events.append(Event(index, n_bytes, self._steps, phase, module, op))
         return index
 
-    def _release(self, key: int, index: int) -> None:
-        del self._indices[key]
+    def _release(self, key: int, _: object) -> None:
+        del self._watched[key]
+        index = self._indices.pop(key)
+        if self._sum is not None and self._sum[0] == key and self._take_over(index, self._sum[1]):
+            return
         self._free(index)
+
+    def _take_over(self, index: int, key: int) -> bool:
+        """Whether the storage of the sum, `key`, is that of its first term, `index`, which is let go of.
+
+        Gradients that meet are added in place where autograd alone holds the first (input_buffer.cpp), but not where
+        they are fake: there is a new storage, and the first one dies at once.
+        """
+        self._sum = None
+        made = self._indices.get(key)
+        if made is None or made != len(self._allocations) - 1 or self._events[-1].allocation != made:
+            return False
+        self._allocations.pop()
+        self._events.pop()
+        self._indices[key] = index
+        return True
 
     def _free(self, index: int) -> None:
         allocation = self._allocations[index]
@@ -242,67 +294,29 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         self._events.append(Event(None, 0, self._steps, phase, self._where.module() or "", ""))
 
 
-class _Whereabouts:
-    """Which module is at work: in a forward the innermost one called, in a backward the one that recorded the node.
-
-    Autograd numbers its nodes as a forward records them, so the numbers that were given while a module ran tell in the
-    backward whose node this is.
-    """
-
-    def __init__(self) -> None:
-        self._stack: list[str] = []
-        self._first_numbers: list[int] = [0]
-        self._modules: list[str] = [""]
-        self._owners: dict[int, str] = {}
-
-    @contextmanager
-    def following(self, model: nn.Module) -> Iterator[None]:
-        """Be told by the model's modules."""
-        with ExitStack() as hooks:
-            for name, module in model.named_modules():
-                for parameter in module.parameters(recurse=False):
-                    self._owners[id(parameter)] = name
-                hooks.callback(module.register_forward_pre_hook(self._entering(name)).remove)
-                hooks.callback(module.register_forward_hook(self._leaving, always_call=True).remove)
-            yield
-
-    def forget(self) -> None:
-        """The nodes of earlier steps are gone."""
-        self._first_numbers, self._modules = [0], [""]
-
-    def owner(self, parameter: Tensor) -> str:
-        """The module that a parameter belongs to; empty where it is the model itself, or none that is followed."""
-        return self._owners.get(id(parameter), "")
-
-    def module(self) -> str | None:
-        """Dotted name, empty for the model itself; None where no module is at work."""
-        if self._stack:
-            return self._stack[-1]
-        node = torch._C._current_autograd_node()
-        if node is None:
-            return None
-        variable = getattr(node, "variable", None)  # the node that accumulates a leaf's gradient
-        if variable is not None:
-            return self.owner(variable)
-        return self._modules[bisect_right(self._first_numbers, node._sequence_nr()) - 1]
-
-    def _entering(self, name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            self._stack.append(name)
-            self._turn()
-
-        return hook
-
-    def _leaving(self, *_: Any) -> None:
-        self._stack.pop()
-        self._turn()
-
-    def _turn(self) -> None:
-        """From here on nodes are another module's."""
-        self._first_numbers.append(torch._C._autograd._get_sequence_nr())
-        self._modules.append(self._stack[-1] if self._stack else "")
-
-
 def _is_meta(tensor: Tensor) -> bool:
     """Whether it has no memory on any device; a fake one is meta underneath, whatever it stands for."""
     return (tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device).type == "meta"
+
+
+def _may_be_added_to(tensor: Tensor) -> bool:
+    """Whether autograd would, if it is the only holder: not to a view, whose base is a holder, nor to one with gaps."""
+    if torch.is_grad_enabled() or tensor._is_view():
+        return False
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+@functools.cache
+def _name(func: torch._ops.OpOverload) -> str:
+    """Without its overload, such as `aten.mm`."""
+    return str(func.overloadpacket)
+
+
+@functools.cache
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -54,32 +54,37 @@ class PeakMemory(Instrument):
     @contextmanager
     def _measure_cpu(self) -> Iterator[None]:
         before = unique_storage_bytes(self._persistent())
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes notes to stderr otherwise
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        with noted_allocations() as changes:
             yield
-        self.peak_bytes = before + _highest_sum(_cpu_allocations(profiler))
+        self.peak_bytes = before + highest_sum(changes)
+
+
+@contextmanager
+def noted_allocations() -> Iterator[list[int]]:
+    """A list that holds, when it ends, the bytes that the CPU allocated (positive) and released (negative), in order.
+
+    The public trace file holds the same events as JSON; reading them here saves writing and parsing megabytes.
+    """
+    changes: list[int] = []
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes notes to stderr otherwise
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        yield changes
+    assert profiler.profiler is not None
+    recorded: Any = profiler.profiler.kineto_results
+    events = [event for event in recorded.events() if event.name() == "[memory]"]
+    changes += [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+def highest_sum(changes: Iterable[int]) -> int:
+    """The most that they ever add up to, from 0."""
+    highest = total = 0
+    for change in changes:
+        total += change
+        highest = max(highest, total)
+    return highest
 
 
 def unique_storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the tensors' storages, each counted once."""
     storages = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
     return sum(storage.nbytes() for storage in storages.values())
-
-
-def _cpu_allocations(profiler: profile) -> list[int]:
-    """Bytes allocated (positive) and released (negative), in order.
-
-    The public trace file holds the same events as JSON; reading them here saves writing and parsing megabytes.
-    """
-    assert profiler.profiler is not None
-    recorded: Any = profiler.profiler.kineto_results
-    events = [event for event in recorded.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-
-
-def _highest_sum(changes: list[int]) -> int:
-    highest = total = 0
-    for change in changes:
-        total += change
-        highest = max(highest, total)
-    return highest

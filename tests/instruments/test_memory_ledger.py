@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from small_runs import CPU, run_steps, small_config, transformer_step
+from allocator_events import measured_peak
+from small_runs import small_config
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from bptool.analysis.memory import predict_peak
 from bptool.config.schema import Config
+from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.memory_ledger import MemoryLedger
-from bptool.instruments.peak_memory import PeakMemory
+from bptool.instruments.peak_memory import highest_sum, noted_allocations
 from bptool.training.workload import transformer_workload
 
 SHAPE = {
@@ -31,83 +33,28 @@ def of_shape(changes: dict[str, Any]) -> Config:
     return small_config({**SHAPE, **changes})
 
 
-def measured(config: Config) -> int:
-    """The allocator's peak in the second real step, which begins with the optimizer's state in place."""
-    gc.collect()  # what goes in the measured step must have come in it: the profiler's memory of older blocks is stale
-    step = transformer_step(config)
-
-    def persistent() -> list[Tensor]:
-        return [*step.model.parameters(), *step.model.buffers(), *step.optimizers.state().values()]
-
-    memory = PeakMemory(CPU, persistent)
-    step.announcer.instruments.append(memory)
-    run_steps(step, 2, config.training.gradient_accumulation_steps)
-    assert memory.peak_bytes is not None
-    return memory.peak_bytes
-
-
-def surplus(changes: dict[str, Any]) -> int:
-    """What the allocator held beyond the prediction."""
-    config = of_shape(changes)
-    return measured(config) - predict_peak(config, transformer_workload(config)).peak_bytes
-
-
-GRID: list[dict[str, Any]] = [
-    {},
-    {"optimizer.name": "adamw", "optimizer.implementation": "foreach"},
-    {"optimizer.name": "adamw", "optimizer.implementation": "loop"},
-    {"optimizer.name": "adam", "training.loss": "plain"},
-    {"optimizer.name": "sgd", "optimizer.implementation": "fused"},
-    {"optimizer.name": "sgd", "optimizer.implementation": "foreach", "optimizer.nesterov": False},
-    {"optimizer.name": "sgd", "optimizer.implementation": "loop", "optimizer.momentum": 0.0},
-    {"optimizer.name": "gradient-descent", "training.loss": "plain", "model.norm": "layernorm"},
-    {"optimizer.name": "muon"},
-    {"optimizer.name": "muon", "optimizer.implementation": "loop", "model.bias": True},
-    {"optimizer.name": "adafactor", "optimizer.implementation": "foreach"},
-    {"optimizer.name": "adafactor", "optimizer.implementation": "loop", "training.clip_norm": 0.0},
-    {"training.gradient_accumulation_steps": 2},
-    {"training.gradient_accumulation_steps": 3, "model.dropout": 0.1},
-    {"training.gradient_accumulation_steps": 7, "training.loss": "plain"},
-    {"model.dropout": 0.1, "model.norm": "layernorm", "model.position": "learned", "model.activation": "gelu"},
-    {"model.norm": "none", "model.activation": "relu", "model.residual": False},
-    {"model.tied_embeddings": False, "model.n_kv_heads": 1, "model.qk_norm": True},
-    {"model.n_layers": 4, "training.micro_batch_size": 3},
-    {"model.n_layers": 4, "activation_checkpoint.policy": "full"},
-    {"model.n_layers": 4, "activation_checkpoint.policy": "every_k", "model.dropout": 0.1},
-]
-
-
-@pytest.mark.parametrize("changes", GRID, ids=lambda changes: " ".join(map(str, changes.values())) or "default")
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer.name": "muon", "model.bias": True}, {"model.attention": "eager", "training.loss": "plain"}],
+    ids=str,
+)
 def test_the_prediction_is_the_allocators_peak(changes: dict[str, Any]) -> None:
-    assert surplus(changes) == 0
+    """As the commands predict it; `analysis/test_exact_on_cpu.py` has many more settings."""
+    config = of_shape(changes)
+    workload = transformer_workload(config)
+    assert measured_peak(config, workload) == predict_peak(config, workload).peak_bytes
 
 
-class TestWhatIsNotSeen:
-    """Known differences: what a kernel allocates and frees inside one operation."""
-
-    @pytest.mark.parametrize("n_layers", [2, 4])
-    def test_a_number_that_a_product_saves(self, n_layers: int) -> None:
-        """`scores * scale`: autograd keeps the Python number as a tensor of 8 bytes, once a block."""
-        assert surplus({"model.n_layers": n_layers, "model.attention": "eager"}) == 8 * n_layers
+class TestWithoutScratch:
+    """What a ledger that is told of no kernel's scratch leaves out."""
 
     @pytest.mark.parametrize("mode", ["bf16", "bf16-mixed"])
-    def test_the_scratch_of_a_bf16_product(self, mode: str) -> None:
-        """oneDNN packs what it multiplies, inside the operation; for float32 it needs no such place."""
+    def test_a_bf16_product(self, mode: str) -> None:
+        """oneDNN packs what it multiplies, inside the operation."""
         config = of_shape({"precision.mode": mode})
-        scratch = max(_scratch_bytes(torch.bfloat16, rows, 64, 128) for rows in (64, 128))
-        assert _scratch_bytes(torch.float32, 64, 64, 128) == 0
-        assert 0 <= surplus({"precision.mode": mode}) <= 2 * scratch
-        assert surplus({"precision.mode": mode}) < 0.1 * measured(config)
-
-
-def _scratch_bytes(dtype: torch.dtype, rows: int, inner: int, columns: int) -> int:
-    """Most that one matrix product allocates and frees besides its result."""
-    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
-    memory = PeakMemory(CPU, list, measured_step=0)
-    with memory.phase("step"):
-        product = left @ right
-    assert memory.peak_bytes is not None
-    return memory.peak_bytes - product.nbytes
+        workload = transformer_workload(config)
+        measured = measured_peak(config, workload)
+        assert 0 <= measured - predict_peak(config, workload).peak_bytes < 0.1 * measured
 
 
 def live(ledger: MemoryLedger) -> int:
@@ -160,6 +107,85 @@ class TestLedger:
         assert peaks(0) == {"step": 170, "forward": 150, "backward": 170, "recompute": 400}
         assert peaks(1) == {"step": 100, "forward": 100}
         assert trace.live_bytes[trace.peak_event(0)] == 400
+
+
+class TestSums:
+    """Autograd adds gradients that meet in place of the first, where it alone holds it; fake ones it does not."""
+
+    def test_the_sum_takes_the_first_ones_place(self) -> None:
+        """Two branches: each one's gradient, and no third tensor for their sum."""
+        assert self._peak(lambda x: x.exp() + x.sin()) == self._measured(lambda x: x.exp() + x.sin())
+
+    def test_a_view_is_not_added_to(self) -> None:
+        """Its base holds the storage as well."""
+        assert self._peak(lambda x: x.t().exp().t() + x.sin()) == self._measured(lambda x: x.t().exp().t() + x.sin())
+
+    def test_a_formula_is_not_autograd(self) -> None:
+        """`a * b + c * d` makes a third tensor, and then lets go of the first two."""
+        with FakeTensorMode(), MemoryLedger() as ledger, torch.no_grad():
+            x = torch.empty(100, dtype=torch.uint8)
+            y = x * x + x * x
+            del x, y
+        assert int(ledger.trace().live_bytes.max()) == 400
+
+    @staticmethod
+    def _backward(function: Callable[[Tensor], Tensor]) -> None:
+        x = torch.ones(40, 50, requires_grad=True)
+        function(x * 1.0).sum().backward()
+
+    def _peak(self, function: Callable[[Tensor], Tensor]) -> int:
+        with FakeTensorMode(), MemoryLedger(scratch=CpuScratch()) as ledger:
+            self._backward(function)
+        return int(ledger.trace().live_bytes.max())
+
+    def _measured(self, function: Callable[[Tensor], Tensor]) -> int:
+        with noted_allocations() as changes:
+            self._backward(function)
+        return highest_sum(changes)
+
+
+class TestNumbers:
+    """Python numbers that autograd keeps until the node has run."""
+
+    @pytest.mark.parametrize(
+        ("function", "kept"),
+        [
+            (lambda x: x * 2.0, 8),
+            (lambda x: 2 * x, 8),
+            (lambda x: x / 3, 8),
+            (lambda x: x * True, 1),
+            (lambda x: x * 2j, 16),
+            (lambda x: x + 1.0, 0),
+            (lambda x: x**2, 0),
+            (lambda x: x.detach() * 2.0, 0),
+        ],
+    )
+    def test_which_are_kept(self, function: Callable[[Tensor], Tensor], kept: int) -> None:
+        with noted_allocations() as changes:
+            x = torch.ones(4, requires_grad=True)
+            y = function(x)
+        with FakeTensorMode(), MemoryLedger() as ledger:
+            x = torch.ones(4, requires_grad=True)
+            z = function(x)
+        assert live(ledger) - x.nbytes - z.nbytes == kept
+        assert sum(changes) == 16 + y.nbytes + kept
+
+    def test_they_go_when_the_node_has_run(self) -> None:
+        """Not those of nodes that wait; the others with the backward's end."""
+        lives = []
+        with FakeTensorMode(), MemoryLedger() as ledger:
+            x = torch.ones(4, requires_grad=True)
+            y = x * 2.0
+            y.register_hook(lambda gradient: lives.append(live(ledger)))
+            z = y.exp() * 3.0
+            with ledger.phase("backward"):
+                z.sum().backward()
+                lives.append(live(ledger))
+            lives.append(live(ledger))
+        held = x.nbytes + y.nbytes + z.nbytes
+        assert lives[0] >= held + 8
+        assert x.grad is not None
+        assert lives[-1] == held + x.grad.nbytes
 
 
 def test_fake_tensors_take_no_memory() -> None:

@@ -1,0 +1,69 @@
+"""Try one operation out, on tensors without values, to see what its kernel takes besides its results."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes  # what fake mode itself is left with
+from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
+from torch.utils.flop_counter import flop_registry
+
+from bptool.instruments.peak_memory import highest_sum, noted_allocations
+
+_MOST_BYTES = 2**27
+_MOST_FLOPS = 2**32  # tens of milliseconds
+
+
+def try_out(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int | None:
+    """Most bytes that this CPU's kernel holds during the operation besides its results; None where it is too large.
+
+    The tensors, real or fake, give their shapes, strides and dtypes; each distinct call is run once in a process.
+    """
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if sum(t.nbytes for t in tensors) > _MOST_BYTES or _flops(func, args, result) > _MOST_FLOPS:
+        return None
+    if torch._C._autograd._profiler_enabled():  # it listens to one at a time
+        return None
+    return _tried(func, _frozen(args), _frozen(tuple(kwargs.items())), torch.get_num_threads())
+
+
+class _Layout(NamedTuple):
+    """A tensor without its values."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _frozen(argument: Any) -> Any:
+    """An argument as a key: its tensors' layouts, its lists as tuples."""
+    if isinstance(argument, Tensor):
+        return _Layout(tuple(argument.shape), argument.stride(), argument.dtype)
+    return tuple(_frozen(a) for a in argument) if isinstance(argument, list | tuple) else argument
+
+
+def _thawed(frozen: Any) -> Any:
+    if isinstance(frozen, _Layout):
+        return torch.empty_strided(frozen.shape, frozen.stride, dtype=frozen.dtype)
+    return [_thawed(f) for f in frozen] if isinstance(frozen, tuple) else frozen
+
+
+@functools.cache
+def _tried(func: torch._ops.OpOverload, args: Any, kwargs: Any, n_threads: int) -> int:
+    with _disable_current_modes(), torch.no_grad():
+        given, named = _thawed(args), dict(_thawed(kwargs))
+        with noted_allocations() as changes:
+            result = func(*given, **named)
+        del result
+    return highest_sum(changes) - sum(changes)
+
+
+def _flops(func: torch._ops.OpOverload, args: tuple[Any, ...], result: Any) -> int:
+    """Of products and convolutions; attention's by hand, which torch does not count on a CPU."""
+    if "attention" in func.overloadpacket.__name__:
+        return int(10 * args[0].numel() * args[2].shape[2])
+    formula = flop_registry.get(func.overloadpacket)
+    return int(formula(*args, out_val=result)) if formula and "backward" not in func.overloadpacket.__name__ else 0
