@@ -34,6 +34,7 @@ def cuda_scratch(gpu: Gpu) -> Scratch:
         _aten.embedding_dense_backward.default: _embedding_backward,
         _aten._foreach_norm.Scalar: _foreach_norm,
     }
+    known |= dict.fromkeys((_aten.mm.default, _aten.addmm.default), _product)
 
     def scratch(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
         count = known.get(func)
@@ -145,6 +146,19 @@ def _foreach_norm(args: Sequence[Any], gpu: Gpu) -> int:
     """One float32 number for each 65,536 elements of the largest tensor, for all tensors (ForeachReduceOp.cu)."""
     tensors: Sequence[Tensor] = args[0]
     return len(tensors) * ceil(max(t.numel() for t in tensors) / 65_536) * _FLOAT
+
+
+def _product(args: Sequence[Any], gpu: Gpu) -> int:
+    """Contiguous copies of the factors that cuBLAS cannot read as they lie, such as an expanded gradient (Blas.cpp).
+
+    A matrix can be read by rows or by columns, with gaps between them.
+    """
+    return sum(m.numel() * m.element_size() for m in args[-2:] if not (_reads(m) or _reads(m.t())))
+
+
+def _reads(matrix: Tensor) -> bool:
+    across, along = matrix.stride()
+    return bool(along == 1 and across >= max(1, matrix.shape[1])) or matrix.is_contiguous()
 
 
 def _copies(*tensors_BHTQ: Tensor) -> int:

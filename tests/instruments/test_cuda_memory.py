@@ -132,8 +132,31 @@ def test_the_norm_of_all_gradients() -> None:
     assert scratch(aten._foreach_norm.Scalar, tensors, 2) == nbytes(empty(3, 2, dtype=torch.float32))
 
 
+class TestProducts:
+    """cuBLAS reads rows or columns, with gaps; anything else is copied, whole."""
+
+    a, b = empty(6, 8), empty(8, 4)
+
+    @pytest.mark.parametrize("op", [aten.mm.default, aten.addmm.default])
+    @pytest.mark.parametrize(
+        ("factor", "copied"),
+        [
+            (a, False),
+            (empty(8, 6).t(), False),
+            (empty(6, 20)[:, :8], False),
+            (empty(20, 8)[::2][:6], False),
+            (empty(1, 8)[:, :1].expand(6, 8), True),  # the gradient of a sum
+            (empty(6, 16)[:, ::2], True),
+        ],
+    )
+    def test_factors(self, op: Any, factor: Tensor, copied: bool) -> None:
+        bias = [empty(4)] if op is aten.addmm.default else []
+        assert scratch(op, *bias, factor, self.b) == copied * 6 * 8 * 2
+        assert scratch(op, *bias, self.b.t(), factor.t()) == copied * 6 * 8 * 2
+
+
 def test_most_operations_take_nothing() -> None:
-    assert scratch(aten.mm.default, rows(H), rows(H)) == 0
+    assert scratch(aten.add.Tensor, rows(H), rows(H)) == 0
 
 
 @pytest.mark.parametrize(("gpu", "mib"), [("h100", 32), ("h200", 32), ("a100-40gb", 8.125), ("v100-16gb", 8.125)])
