@@ -15,7 +15,7 @@ from bptool.config.huggingface_families import FAMILIES, PARTS, Family
 from bptool.config.huggingface_rope import ROPE_KEYS, read_rope, used_keys, write_rope
 from bptool.config.huggingface_window import read_window, write_window
 from bptool.config.keys import flatten, nest
-from bptool.config.schema import AUTO, ModelSettings, MoeSettings, RopeSettings, Section
+from bptool.config.schema import AUTO, MlaSettings, ModelSettings, MoeSettings, RopeSettings, Section
 from bptool.errors import ConfigError, UsageError, nearest
 
 __all__ = ["FAMILIES", "huggingface_config", "model_settings_from_huggingface"]
@@ -109,7 +109,7 @@ def _read_keys(family: Family, config: JsonObject, problems: list[str]) -> JsonO
     for ours, spellings in family.keys.items():
         found = [config[key] for key in spellings if config.get(key) is not None]
         if not found and ours in family.null_is_zero and any(key in config for key in spellings):
-            values[ours] = 0.0
+            values[ours] = 0
         elif not found and ours not in family.defaults:
             problems.append(f"{spellings[0]} is missing")
         else:
@@ -181,8 +181,13 @@ def _lost(settings: ModelSettings, family: Family, written: JsonObject) -> list[
     """Our keys, with their values, that are not the same after a way through the family's config.json."""
     if settings.d_model % settings.n_heads:
         return [f"d_model = {settings.d_model}, which n_heads = {settings.n_heads} does not divide"]
-    wanted, got = _arithmetic(settings), _arithmetic(_read(family, written, "config.json"))
-    return [f"{key} = {value!r}" for key, value in wanted.items() if got[key] != value]
+    without = [f"{key} = 0" for key in family.needs if not _value(settings, key)]
+    try:
+        got = _arithmetic(_read(family, written, "config.json"))
+    except ConfigError as error:
+        return [*without, *error.problems]
+    wanted = _arithmetic(settings)
+    return without + [f"{key} = {value!r}" for key, value in wanted.items() if got[key] != value]
 
 
 def _arithmetic(settings: ModelSettings) -> JsonObject:
@@ -194,6 +199,7 @@ def _arithmetic(settings: ModelSettings) -> JsonObject:
         rope = rope.model_copy(update={"local_theta": 0.0})
     same: JsonObject = {
         "moe": settings.moe.model_copy(update={"auxiliary_loss": 0.0}) if settings.moe.n_experts else MoeSettings(),
+        "mla": settings.mla if settings.mla.kv_rank else MlaSettings(),
         "d_ff": 0 if settings.has_experts(0) else settings.d_ff,
         "sliding_window": settings.sliding_window if windowed else 0,
         "sliding_window_pattern": 0 if all(slides) or not windowed else settings.sliding_window_pattern,

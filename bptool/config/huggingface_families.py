@@ -42,6 +42,7 @@ class Family:
         activations: name -> ours; the first name of each is the one that is written, the very first is the default.
         joined: our key -> the keys that must agree, as bptool has one for all of them.
         only: keys that change the arithmetic -> the one value that bptool can build, which is also the default.
+        needs: our keys that are 0 in none of the family's models.
         null_is_zero: our keys whose 0 is null in config.json, given or not.
         dense_blocks: the key of the list of those blocks that have no experts; empty: there is none.
         window: how it says which blocks have a sliding window; None: none has.
@@ -57,6 +58,7 @@ class Family:
     activations: Mapping[str, str]
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
     null_is_zero: frozenset[str] = frozenset()
     dense_blocks: str = ""
     window: Window | None = None
@@ -245,6 +247,7 @@ FAMILIES: Mapping[str, Family] = {
         activation_key="hidden_act",
         activations=_SILU,
         only={"attention_dropout": 0.0, "router_jitter_noise": 0.0},
+        needs=("moe.n_experts",),
         window=Window(0),
         theta=1000000.0,
     ),
@@ -266,8 +269,42 @@ FAMILIES: Mapping[str, Family] = {
         activation_key="hidden_act",
         activations=_SILU,
         only=_UNBIASED | {"decoder_sparse_step": 1},
+        needs=("moe.n_experts",),
         dense_blocks="mlp_only_layers",
         window=Window(4096, switch="use_sliding_window"),
+    ),
+    "deepseek_v3": Family(
+        architecture="DeepseekV3ForCausalLM",
+        keys=_SHAPE
+        | {
+            "mla.q_rank": ("q_lora_rank",),
+            "mla.kv_rank": ("kv_lora_rank",),
+            "mla.nope_dim": ("qk_nope_head_dim",),
+            "mla.rope_dim": ("qk_rope_head_dim",),
+            "mla.value_dim": ("v_head_dim",),
+            "moe.d_expert": ("moe_intermediate_size",),
+            "moe.n_experts": ("n_routed_experts", "num_local_experts"),
+            "moe.n_active": ("num_experts_per_tok",),
+            "moe.n_shared": ("n_shared_experts",),
+            "moe.n_dense_layers": ("first_k_dense_replace",),
+            "moe.normalized": ("norm_topk_prob",),
+            "moe.weight_scale": ("routed_scaling_factor",),
+            "moe.n_groups": ("n_group",),
+            "moe.n_active_groups": ("topk_group",),
+            "moe.auxiliary_loss": ("aux_loss_alpha", "router_aux_loss_coef"),
+        },
+        defaults=_defaults(61, 7168, 128, AUTO, 18432, 129280, 4096)
+        | {"mla.q_rank": 1536, "mla.kv_rank": 512, "mla.nope_dim": 128, "mla.rope_dim": 64, "mla.value_dim": 128}
+        | {"moe.d_expert": 2048, "moe.n_experts": 256, "moe.n_active": 8, "moe.n_shared": 1, "moe.n_dense_layers": 3}
+        | {"moe.normalized": True, "moe.weight_scale": 2.5, "moe.n_groups": 8, "moe.n_active_groups": 4}
+        | {"moe.auxiliary_loss": 0.001},
+        fixed=_LLAMA_LIKE | {"moe.router": "sigmoid"},
+        activation_key="hidden_act",
+        activations=_SILU,
+        only=_UNBIASED
+        | {"rope_interleave": True, "moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+        needs=("mla.kv_rank", "moe.n_experts", "moe.n_shared"),
+        null_is_zero=frozenset({"mla.q_rank"}),
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -49,6 +50,21 @@ class RopeSettings(Section):
                     *(f"model.rope.{key}" for key in (high, low, "scaling")),
                 )
         return self
+
+
+class MlaSettings(Section):
+    """`[model.mla]`: DeepSeek's multi-head latent attention, read only where `kv_rank` is not 0."""
+
+    kv_rank: NonNegative = 0
+    """Width of the vector that a token's keys and values are made of; 0: plain attention."""
+    q_rank: NonNegative = 0
+    """The same for its queries; 0: they are made of the token itself."""
+    nope_dim: Positive = 32
+    """Width of a query's and a key's part that is not rotated; each head has its own."""
+    rope_dim: Positive = 16
+    """Width of the part that is rotated; all heads have one key's in common."""
+    value_dim: Positive = 32
+    """Width of a value."""
 
 
 class MoeSettings(Section):
@@ -114,7 +130,7 @@ class ModelSettings(Section):
     n_kv_heads: Positive = AUTO
     """Number of key and value heads; `auto`: as many as query heads. Fewer is grouped-query attention."""
     head_dim: Positive = AUTO
-    """Width of one head; `auto`: d_model / n_heads."""
+    """Width of one head; `auto`: d_model / n_heads, or `mla.nope_dim` + `mla.rope_dim` where there is a latent."""
     d_ff: Positive = AUTO
     """Inner width of the feed-forward; `auto`: 4 d_model, or 8/3 d_model rounded up to 64 where it is gated."""
     vocab_size: Positive = 256
@@ -141,6 +157,8 @@ class ModelSettings(Section):
     """Attention scores are bent to stay below this, c tanh(s / c), for which attention is `eager`; 0: they are not."""
     activation: Literal["gelu", "gelu-tanh", "relu", "swiglu", "geglu-tanh"] = "swiglu"
     """Non-linearity of the feed-forward; `gelu` is the exact one, `swiglu` and `geglu-tanh` are gated."""
+    mla: MlaSettings = MlaSettings()
+    """Latent attention."""
     moe: MoeSettings = MoeSettings()
     """Experts."""
     bias: bool = False
@@ -181,7 +199,10 @@ class ModelSettings(Section):
         d_model, n_heads = given("d_model"), given("n_heads")
         if values.get("n_kv_heads", AUTO) == AUTO and n_heads:
             resolved["n_kv_heads"] = n_heads
-        if values.get("head_dim", AUTO) == AUTO and d_model and n_heads:
+        latent = _latent_head_dim(values.get("mla"))
+        if values.get("head_dim", AUTO) == AUTO and latent:
+            resolved["head_dim"] = latent
+        elif values.get("head_dim", AUTO) == AUTO and d_model and n_heads:
             if d_model % n_heads:
                 raise ConflictError(
                     f"model.d_model = {d_model} is not divisible by model.n_heads = {n_heads}; "
@@ -204,11 +225,37 @@ class ModelSettings(Section):
                 f"model.n_heads = {self.n_heads} is not divisible by model.n_kv_heads = {self.n_kv_heads}",
                 *("model.n_kv_heads", "model.n_heads"),
             )
-        if self.position == "rope" and self.head_dim % 2:
+        if self.position == "rope" and not self.mla.kv_rank and self.head_dim % 2:
             raise ConflictError(
                 f"model.head_dim = {self.head_dim} is odd; rope rotates pairs, so it must be even",
                 *("model.head_dim", "model.d_model", "model.n_heads", "model.position"),
             )
+        return self
+
+    @model_validator(mode="after")
+    def _latent_fits(self) -> Self:
+        mla = self.mla
+        if not mla.kv_rank:
+            return self
+        if self.head_dim != mla.nope_dim + mla.rope_dim:
+            raise ConflictError(
+                f"model.head_dim = {self.head_dim} must be model.mla.nope_dim = {mla.nope_dim} and"
+                f" model.mla.rope_dim = {mla.rope_dim} together",
+                *(f"model.{key}" for key in ("head_dim", "mla.nope_dim", "mla.rope_dim", "mla.kv_rank")),
+            )
+        if self.position == "rope" and mla.rope_dim % 2:
+            raise ConflictError(
+                f"model.mla.rope_dim = {mla.rope_dim} is odd; rope rotates pairs, so it must be even",
+                *("model.mla.rope_dim", "model.position", "model.mla.kv_rank"),
+            )
+        for key, only in (("n_kv_heads", self.n_heads), ("qk_norm", False), ("bias", False), ("qkv_bias", False)):
+            found = getattr(self, key)
+            if found != only:
+                raise ConflictError(
+                    f"model.{key} = {json.dumps(found)}, but latent attention (model.mla.kv_rank = {mla.kv_rank})"
+                    f" needs {json.dumps(only)}",
+                    *(f"model.{key}", "model.mla.kv_rank"),
+                )
         return self
 
     @model_validator(mode="after")
@@ -238,6 +285,27 @@ class ModelSettings(Section):
         return self.sliding_window > 0 and not everywhere
 
     @property
+    def rotary_dim(self) -> int:
+        """Width of the part of a head that rope rotates."""
+        return self.mla.rope_dim if self.mla.kv_rank else self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head's values."""
+        return self.mla.value_dim if self.mla.kv_rank else self.head_dim
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward multiplies two projections."""
         return self.activation in GATED
+
+
+def _latent_head_dim(mla: Any) -> int | None:
+    """Width of a query of latent attention, from a section or a table, wherever its numbers make sense."""
+    if isinstance(mla, MlaSettings):
+        mla = mla.model_dump()
+    if not isinstance(mla, dict):
+        return None
+    fields = MlaSettings.model_fields
+    rank, *dims = (mla.get(key, fields[key].default) for key in ("kv_rank", "nope_dim", "rope_dim"))
+    return sum(dims) if all(type(number) is int and number > 0 for number in (rank, *dims)) else None

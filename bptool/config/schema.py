@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bptool.config.model_schema import ModelSettings, MoeSettings, RopeSettings
+from bptool.config.model_schema import MlaSettings, ModelSettings, MoeSettings, RopeSettings
 from bptool.config.section import (
     AUTO,
     ConflictError,
@@ -24,7 +24,7 @@ from bptool.config.section import (
     Section,
 )
 
-__all__ = ["AUTO", "Config", "ConflictError", "ModelSettings", "MoeSettings", "RopeSettings", "Section"]
+__all__ = ["AUTO", "Config", "ConflictError", "MlaSettings", "ModelSettings", "MoeSettings", "RopeSettings", "Section"]
 
 PYTHON_STDLIB = "python-stdlib"
 BYTES, BPE = "bytes", "bpe"

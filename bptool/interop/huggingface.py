@@ -36,7 +36,7 @@ def load_weights(folder: Path, settings: ModelSettings) -> dict[str, Tensor]:
     entries = names.entries(settings)
     files = _weight_files(folder)
     held = {names.full(name): shape for path in files for name, shape in _header(path).items()}
-    ours = {name: shape for name, shape in held.items() if not names.passed_over(name)}
+    ours = {name: shape for name, shape in held.items() if name in entries or not names.passed_over(name)}
     if settings.tied_embeddings:
         ours.pop(HEAD, None)
     _check(folder, entries, ours)

@@ -7,7 +7,7 @@ One table maps the names in both directions. What differs beside names: GPT-2 ke
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Names:
         in_block: their module -> ours; several of ours are stacked along their outputs, and `{}` is an expert's number.
         transposed: a block's matrices are [in, out].
         no_parameters: ends of names that old files hold though they are no parameters.
+        renamed: ends of names that do not follow from the module's, as they would -> as they are.
         outer: what stands in the prefix's place where the model is a part of a larger one.
         other_parts: beginnings of the names of that one's other parts.
     """
@@ -73,6 +74,7 @@ class Names:
     in_block: dict[str, tuple[str, ...]]
     transposed: bool
     no_parameters: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
     outer: tuple[str, ...] = ()
     other_parts: tuple[str, ...] = ()
 
@@ -92,14 +94,19 @@ class Names:
     def entries(self, settings: ModelSettings) -> dict[str, Entry]:
         """Every tensor of a model, by its full name."""
         shapes = parameter_shapes(settings)
-        made = (
-            entry
-            for theirs, ours, transposed in self._modules(settings.n_layers)
-            for kind in ("weight", "bias")
-            if f"{ours[0]}.{kind}" in shapes
-            for entry in _entries(f"{theirs}.{kind}", tuple(f"{name}.{kind}" for name in ours), transposed, shapes)
-        )
+        made: list[Entry] = []
+        for theirs, modules, transposed in self._modules(settings.n_layers):
+            for kind in ("weight", "bias"):
+                ours = tuple(f"{name}.{kind}" for name in modules)
+                if ours[0] in shapes:
+                    made += _entries(self._renamed(f"{theirs}.{kind}"), ours, transposed, shapes)
         return {entry.theirs: entry for entry in made}
+
+    def _renamed(self, name: str) -> str:
+        for end, other in self.renamed.items():
+            if name.endswith(end):
+                return name.removesuffix(end) + other
+        return name
 
     def _modules(self, n_layers: int) -> Iterator[tuple[str, tuple[str, ...], bool]]:
         """Their module, ours, and whether its matrix is transposed; also those that a model may lack."""
@@ -160,6 +167,22 @@ _MIXTRAL = replace(
         "block_sparse_moe.experts.{}.w3": ("feed_forward.experts.up",),
     },
 )
+_DEEPSEEK = replace(
+    _QWEN3_MOE,
+    in_block=_QWEN3_MOE.in_block
+    | {
+        "self_attn.q_a_proj": ("attention.query_down",),
+        "self_attn.q_a_layernorm": ("attention.query_latent_norm",),
+        "self_attn.q_b_proj": ("attention.query_up",),
+        "self_attn.kv_a_proj_with_mqa": ("attention.key_value_down",),
+        "self_attn.kv_a_layernorm": ("attention.key_value_latent_norm",),
+        "self_attn.kv_b_proj": ("attention.key_value_up",),
+        **{f"mlp.shared_experts.{name}_proj": (f"feed_forward.shared.{name}",) for name in ("gate", "up", "down")},
+    },
+    renamed={"mlp.gate.bias": "mlp.gate.e_score_correction_bias"},
+    # The released model's head for the token after the next, which is no part of the main model.
+    other_parts=("model.layers.61.",),
+)
 
 NAMES: Mapping[str, Names] = {
     "gpt2": Names(
@@ -181,6 +204,7 @@ NAMES: Mapping[str, Names] = {
     "gemma2": _GEMMA2,
     "mixtral": _MIXTRAL,
     "qwen3_moe": _QWEN3_MOE,
+    "deepseek_v3": _DEEPSEEK,
     # Files of the models that also see hold the language model below a name of its own.
     "gemma3_text": replace(
         _GEMMA2,
@@ -237,6 +261,9 @@ def _block_shapes(settings: ModelSettings, block: int) -> Iterator[tuple[str, tu
 
 def _attention_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, ...], bool]]:
     """Name, the weight's shape, and whether there is a bias."""
+    if settings.mla.kv_rank:
+        yield from _latent_attention_shapes(settings)
+        return
     width, bias = settings.d_model, settings.bias
     query, kept = settings.n_heads * settings.head_dim, settings.n_kv_heads * settings.head_dim
     for name, rows in (("query", query), ("key", kept), ("value", kept)):
@@ -245,6 +272,21 @@ def _attention_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int,
     if settings.qk_norm:
         yield "attention.query_norm", (settings.head_dim,), False
         yield "attention.key_norm", (settings.head_dim,), False
+
+
+def _latent_attention_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    width, n_heads, mla = settings.d_model, settings.n_heads, settings.mla
+    queries = n_heads * settings.head_dim
+    if mla.q_rank:
+        yield "attention.query_down", (mla.q_rank, width), False
+        yield "attention.query_latent_norm", (mla.q_rank,), False
+        yield "attention.query_up", (queries, mla.q_rank), False
+    else:
+        yield "attention.query", (queries, width), False
+    yield "attention.key_value_down", (mla.kv_rank + mla.rope_dim, width), False
+    yield "attention.key_value_latent_norm", (mla.kv_rank,), False
+    yield "attention.key_value_up", (n_heads * (mla.nope_dim + mla.value_dim), mla.kv_rank), False
+    yield "attention.output", (width, n_heads * mla.value_dim), False
 
 
 def _feed_forward_shapes(settings: ModelSettings) -> Iterator[tuple[str, tuple[int, ...], bool]]:

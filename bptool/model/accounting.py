@@ -42,21 +42,33 @@ def flops_per_token(settings: ModelSettings, sequence_length: int) -> int:
     """Model FLOPs of a forward and its backward, for each token of sequences of `sequence_length` tokens.
 
     The convention is that of PaLM (Chowdhery et al. 2022, appendix B): 6 N + 12 L H Q T for L blocks of H heads of
-    width Q and T tokens. N counts the weights that a token is multiplied with (2 FLOPs forward, 4 backward), the
-    output projection and the router among them, and of the experts those that it takes. Attention's two products are
-    taken over all T positions, not the half that a causal mask leaves, nor the fewer of a sliding window. Not counted:
-    embedding lookups, biases, norms, activations, softmax, the rotation, the choice of experts and the sum of their
-    outputs, the optimizer, and recomputation. A forward alone is a third of it.
+    width Q and T tokens (where keys and values differ in width, Q is the mean of the two). N counts the weights that a
+    token is multiplied with (2 FLOPs forward, 4 backward), the output projection and the router among them, and of the
+    experts those that it takes. Attention's two products are taken over all T positions, not the half that a causal
+    mask leaves, nor the fewer of a sliding window. Not counted: embedding lookups, biases, norms, activations, softmax,
+    the rotation, the choice of experts and the sum of their outputs, the optimizer, and recomputation. A forward alone
+    is a third of it.
     """
     taken = sum(_attention_weights(settings) + _taken_weights(settings, i) for i in range(settings.n_layers))
     weights = taken + settings.vocab_size * settings.d_model
-    attention = settings.n_layers * settings.n_heads * settings.head_dim * sequence_length
-    return 6 * weights + 12 * attention
+    widths = settings.head_dim + settings.value_dim
+    attention = settings.n_layers * settings.n_heads * widths * sequence_length
+    return 6 * weights + 6 * attention
 
 
 def _attention_weights(settings: ModelSettings) -> int:
+    if settings.mla.kv_rank:
+        return _latent_attention_weights(settings)
     query, kept = settings.n_heads * settings.head_dim, settings.n_kv_heads * settings.head_dim
     return settings.d_model * (2 * query + 2 * kept)
+
+
+def _latent_attention_weights(settings: ModelSettings) -> int:
+    d_model, n_heads, mla = settings.d_model, settings.n_heads, settings.mla
+    queries = n_heads * settings.head_dim
+    query = mla.q_rank * (d_model + queries) if mla.q_rank else d_model * queries
+    down = d_model * (mla.kv_rank + mla.rope_dim)
+    return query + down + n_heads * (mla.kv_rank * (mla.nope_dim + mla.value_dim) + mla.value_dim * d_model)
 
 
 def _taken_weights(settings: ModelSettings, block: int) -> int:
@@ -80,8 +92,10 @@ def _block_parameters(settings: ModelSettings, block: int) -> int:
     biases = settings.d_model + inner + settings.d_model if settings.bias else 0
     biases += query + 2 * kept if settings.bias or settings.qkv_bias else 0
     head_norms = 2 * settings.head_dim if settings.qk_norm else 0
+    head_norms += settings.mla.q_rank + settings.mla.kv_rank if settings.mla.kv_rank else 0
+    corrections = settings.moe.n_experts if settings.has_experts(block) and settings.moe.router == "sigmoid" else 0
     norms = (4 if settings.post_norm else 2) * _norm_parameters(settings)
-    return _attention_weights(settings) + _held_weights(settings, block) + biases + head_norms + norms
+    return _attention_weights(settings) + _held_weights(settings, block) + biases + corrections + head_norms + norms
 
 
 def _feed_forward_matrices(settings: ModelSettings) -> int:

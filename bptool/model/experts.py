@@ -43,18 +43,18 @@ class Router(nn.Module):
     """Scores the experts for each token, chooses, and weighs those that it chose.
 
     Softmax over all experts, then the best (Switch Transformers, Mixtral); or a sigmoid of each, where the choice, but
-    no weight, is corrected by `bias` (DeepSeek-V3, section 2.1.2). DeepSeek moves the correction against the load after
-    each step; here it stays as it was loaded (new: 0), and the auxiliary loss does the balancing.
+    no weight, is corrected by `bias` (DeepSeek-V3, section 2.1.2), which is float32 and has no gradient. DeepSeek moves
+    the correction against the load after each step; here it stays as it was loaded (new: 0), and the auxiliary loss
+    does the balancing.
     """
-
-    bias: Tensor | None
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.moe = settings.moe
         self.weight = nn.Parameter(torch.empty(self.moe.n_experts, settings.d_model))
         corrected = self.moe.router == "sigmoid"
-        self.register_buffer("bias", torch.zeros(self.moe.n_experts, dtype=torch.float32) if corrected else None)
+        correction_E = torch.zeros(self.moe.n_experts, dtype=torch.float32)
+        self.bias = nn.Parameter(correction_E, requires_grad=False) if corrected else None
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each token's experts and their weights, [N, K] each, and the imbalance; scores are float32 or better."""

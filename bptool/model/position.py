@@ -38,6 +38,14 @@ def rotate(x_BHTQ: Tensor, angles: Rotation) -> Tensor:
     return torch.cat((first_BHTP * cos_TP - second_BHTP * sin_TP, second_BHTP * cos_TP + first_BHTP * sin_TP), dim=-1)
 
 
+def rotate_interleaved(x_BHTR: Tensor, angles: Rotation) -> Tensor:
+    """The same where element 2 i is paired with element 2 i + 1, as DeepSeek's weights are; the pairs come back apart.
+
+    Queries and keys come back in the same order, so their products are those of the pairs left where they were.
+    """
+    return rotate(torch.cat((x_BHTR[..., 0::2], x_BHTR[..., 1::2]), dim=-1), angles)
+
+
 def inverse_frequencies(head_dim: int, rope: RopeSettings, device: torch.device) -> Tensor:
     """Radians per position of each pair, [P], float32: theta^(-2i / Q), stretched as `rope.scaling` says."""
     exponents_P = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim

@@ -17,6 +17,7 @@ from bptool.model.attention import Attention, window_mask
 from bptool.model.autocast import matmul_dtype
 from bptool.model.experts import MixtureOfExperts
 from bptool.model.feed_forward import FeedForward
+from bptool.model.latent_attention import LatentAttention
 from bptool.model.loss import LossName, NextTokenLoss, softcapped
 from bptool.model.normalization import make_norm
 from bptool.model.position import Rotation, rotation
@@ -33,7 +34,7 @@ class Block(nn.Module):
     def __init__(self, settings: ModelSettings, number: int) -> None:
         super().__init__()
         self.attention_norm = make_norm(settings)
-        self.attention = Attention(settings)
+        self.attention = LatentAttention(settings) if settings.mla.kv_rank else Attention(settings)
         self.attention_post_norm = make_norm(settings) if settings.post_norm else nn.Identity()
         self.feed_forward_norm = make_norm(settings)
         experts = settings.has_experts(number)
@@ -135,7 +136,7 @@ class Transformer(nn.Module):
     def _angles(self, x_BTD: Tensor, rope: RopeSettings) -> Rotation | None:
         if self.settings.position != "rope":
             return None
-        return rotation(x_BTD.shape[1], self.settings.head_dim, rope, x_BTD.device)
+        return rotation(x_BTD.shape[1], self.settings.rotary_dim, rope, x_BTD.device)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -169,9 +170,9 @@ def build(
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             # Not `to_empty`: it swaps tensors, which fake ones refuse.
-            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device, dtype=dtype)))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.zeros_like(buffer, device=device))
+            trained = parameter.requires_grad
+            own = torch.empty_like(parameter, device=device, dtype=dtype if trained else parameter.dtype)
+            setattr(module, name, nn.Parameter(own, requires_grad=trained))
     if torch.device(device).type != "meta":
         model.initialize(seed)
     return model

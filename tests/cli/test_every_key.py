@@ -59,6 +59,7 @@ class Case(NamedTuple):
 LLAMA3 = ("model.rope.scaling=llama3", "model.rope.original_context_length=64")
 YARN = ("model.rope.scaling=yarn", "model.rope.original_context_length=4096")
 WINDOW = ("model.sliding_window=4",)
+LATENT = ("model.mla.kv_rank=8",)
 EXPERTS = ("model.moe.n_experts=4", "model.moe.d_expert=8")
 SGD = ("optimizer.name=sgd",)
 DIVERGING = ("optimizer.name=gradient-descent", "optimizer.lr=1e20", "training.clip_norm=0")
@@ -89,12 +90,17 @@ CASES = {
     "model.rope.beta_fast": Case("200.0", "losses", YARN),
     "model.rope.beta_slow": Case("8.0", "losses", YARN),
     "model.rope.mscale": Case("2.0", "losses", YARN),
-    "model.rope.mscale_all_dim": Case("7.0", "weights", YARN),
+    "model.rope.mscale_all_dim": Case("1.0", "losses", (*YARN, "model.mla.kv_rank=8")),
     "model.sliding_window": Case("4", "losses"),
     "model.sliding_window_pattern": Case("1", "losses", WINDOW),
     "model.query_scale_dim": Case("1", "losses"),
     "model.attention_softcap": Case("0.1", "losses"),
     "model.activation": Case("relu", "losses"),
+    "model.mla.kv_rank": Case("8", "size"),
+    "model.mla.q_rank": Case("8", "size", LATENT),
+    "model.mla.nope_dim": Case("4", "size", LATENT),
+    "model.mla.rope_dim": Case("4", "size", LATENT),
+    "model.mla.value_dim": Case("4", "size", LATENT),
     "model.moe.n_experts": Case("4", "size"),
     "model.moe.n_active": Case("1", "losses", EXPERTS),
     "model.moe.d_expert": Case("16", "size", EXPERTS),

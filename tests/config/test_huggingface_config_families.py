@@ -91,6 +91,22 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
         "sliding_window": None, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
     },
+    "deepseek-v3": {
+        "model_type": "deepseek_v3", "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001,
+        "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168, "initializer_range": 0.02,
+        "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+        "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256,
+        "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 128, "num_experts_per_tok": 8,
+        "num_hidden_layers": 61, "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+        "rope_scaling": {
+            "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4096, "type": "yarn",
+        },
+        "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": True,
+        "tie_word_embeddings": False, "topk_group": 4, "topk_method": "noaux_tc", "v_head_dim": 128,
+        "vocab_size": 129280,
+    },
 }  # fmt: skip
 PARAMETERS = {
     "mistral-7b-v0.1": 7_241_732_096,
@@ -102,6 +118,7 @@ PARAMETERS = {
     "gemma-3-1b": 999_885_952,
     "mixtral-8x7b": 46_702_792_704,
     "qwen3-30b-a3b": 30_532_122_624,
+    "deepseek-v3": 671_026_419_200,
 }
 
 
@@ -120,7 +137,9 @@ def test_published_models_have_the_parameters_of_transformers(name: str) -> None
     settings = read(PUBLISHED[name])
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(theirs(PUBLISHED[name]))
-    assert count_parameters(settings).total == model.num_parameters() == PARAMETERS[name]
+    # DeepSeek counts the experts' corrections among the parameters, transformers among the buffers.
+    corrections = sum(b.numel() for name, b in model.named_buffers() if name.endswith("e_score_correction_bias"))
+    assert count_parameters(settings).total == model.num_parameters() + corrections == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -180,6 +199,9 @@ SMALL = {"num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 6, "n
         ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, ["mlp_only_layers = [1]", "before all others"]),
         ({"model_type": "qwen3_moe", "num_experts": "x"}, ["num_experts = 'x'", "integer"]),
         ({"model_type": "mixtral", "num_experts_per_tok": 9}, ["n_active = 9", "8 experts"]),
+        ({"model_type": "deepseek_v3", "rope_interleave": False}, ["rope_interleave = False", "True"]),
+        ({"model_type": "deepseek_v3", "topk_method": "greedy"}, ["topk_method = 'greedy'"]),
+        ({"model_type": "deepseek_v3"}, ["n_kv_heads = 2", "needs 6"]),
         ({"model_type": "qwen3", "head_dim": 5}, ["head_dim = 5 is odd"]),
         ({"model_type": "gemma4"}, ["model_type = 'gemma4' is not a known family", "gemma3_text", "did you mean"]),
         (
@@ -208,6 +230,17 @@ def test_experts() -> None:
     assert read({"model_type": "qwen3_moe", "mlp_only_layers": [0, 1]}).moe.n_dense_layers == 2
 
 
+def test_latent_attention() -> None:
+    settings = read(PUBLISHED["deepseek-v3"])
+    mla, moe, rope = settings.mla, settings.moe, settings.rope
+    assert (mla.q_rank, mla.kv_rank, mla.nope_dim, mla.rope_dim, mla.value_dim) == (1536, 512, 128, 64, 128)
+    assert (settings.head_dim, settings.rotary_dim, settings.value_dim, settings.query_scale_dim) == (192, 64, 128, 192)
+    assert (moe.n_experts, moe.n_groups, moe.n_active_groups, moe.n_active, moe.n_shared) == (256, 8, 4, 8, 1)
+    assert (moe.n_dense_layers, moe.weight_scale, moe.router, moe.auxiliary_loss) == (3, 2.5, "sigmoid", 0.001)
+    assert (rope.scaling, rope.factor, rope.mscale, rope.mscale_all_dim) == ("yarn", 40, 1.0, 1.0)
+    assert read({**PUBLISHED["deepseek-v3"], "q_lora_rank": None}).mla.q_rank == 0
+
+
 def test_windows_that_begin_beyond_the_last_block_are_none() -> None:
     assert read({**SMALL, "model_type": "qwen2", "use_sliding_window": True}).sliding_window == 0
 
@@ -216,6 +249,13 @@ def test_windows_that_begin_beyond_the_last_block_are_none() -> None:
     ("keys", "family"),
     [
         ({}, "llama"),
+        (
+            {
+                "mla": {"kv_rank": 8},
+                "moe": {"n_experts": 4, "router": "sigmoid", "n_shared": 1, "auxiliary_loss": 0.001},
+            },
+            "deepseek_v3",
+        ),
         ({"moe": {"n_experts": 4, "auxiliary_loss": 0.0}}, "mixtral"),
         ({"moe": {"n_experts": 4}, "qk_norm": True, "d_ff": 99}, "qwen3_moe"),
         ({"sliding_window": 9}, "mistral"),

@@ -45,6 +45,10 @@ def model_settings(draw: st.DrawFn) -> ModelSettings:
         "sliding_window_pattern": draw(st.integers(0, 2)),
         "attention_softcap": draw(st.sampled_from([0.0, 5.0])),
     }
+    if not biased and draw(st.booleans()):
+        ranks = {"kv_rank": draw(st.integers(1, 5)), "q_rank": draw(st.integers(0, 5))}
+        dims = {"nope_dim": draw(st.integers(1, 5)), "rope_dim": 2, "value_dim": draw(st.integers(1, 5))}
+        keys |= {"mla": ranks | dims, "head_dim": "auto", "n_kv_heads": "auto", "qk_norm": False, "qkv_bias": False}
     return ModelSettings.model_validate(keys)
 
 

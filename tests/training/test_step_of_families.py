@@ -25,7 +25,8 @@ WINDOWS = {
     "model.norm": "rmsnorm-offset",
     "model.post_norm": True,
 }
-each_model = pytest.mark.parametrize("model", [EXPERTS, WINDOWS], ids=["experts", "windows"])
+LATENT = {"model.mla.kv_rank": 8, "model.mla.q_rank": 8}
+each_model = pytest.mark.parametrize("model", [EXPERTS, WINDOWS, LATENT], ids=["experts", "windows", "latent"])
 
 
 @each_model
@@ -54,9 +55,10 @@ def test_recomputation_changes_no_gradient(model: dict[str, Any]) -> None:
 def test_a_checkpoint_holds_all_that_goes_on(model: dict[str, Any]) -> None:
     config = small_config({**model, "optimizer.name": "muon"})
     first, second = transformer_step(config), transformer_step(config)
-    for name, buffer in first.model.named_buffers():
-        assert name.endswith("feed_forward.router.bias")
-        buffer.fill_(0.5)
+    for name, parameter in first.model.named_parameters():
+        if not parameter.requires_grad:
+            assert name.endswith("feed_forward.router.bias")
+            parameter.fill_(0.5)
     run_steps(first, 2)
     stored = capture(first, 2, {})
     restore(second, replace(stored, model=copies(stored.model), optimizer=copies(stored.optimizer)))
