@@ -147,5 +147,8 @@ def _assumptions(question: Question, step: Simulated, overhead: Range) -> list[s
         sentences.append(f"outside of the allocator: {overhead.source}")
         sentences.append("reserved: PyTorch's caching allocator, replayed; expandable segments would reserve less")
     else:
+        unknown = ", ".join(sorted(machine.cpu_scratch.uncounted))
+        if unknown:
+            sentences.append(f"not counted: what these kernels allocate and free for themselves: {unknown}")
         sentences.append(f"not counted: this process itself, {format_bytes(resident_bytes())} with PyTorch loaded")
     return sentences

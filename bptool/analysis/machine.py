@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # documented for shape propagation; no public path yet
 
 from bptool.gpus import GPUS, Gpu, gpu_named, gpu_reporting
 from bptool.hardware import available_memory_bytes
+from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.cuda_memory import cublas_workspace_bytes, cuda_scratch
 from bptool.instruments.cuda_stand_in import standing_in_for_cuda
 from bptool.instruments.memory_ledger import MemoryLedger
@@ -27,6 +28,7 @@ class Machine:
         gpu: the GPU; None for a CPU.
         capacity_bytes: what there is in all; None where that is not known.
         assumptions: what is taken for granted about it, in sentences.
+        cpu_scratch: what this CPU's kernels take for themselves.
         fake: whether the step's tensors are without values; a model that reads them can only be run in earnest.
     """
 
@@ -34,6 +36,7 @@ class Machine:
     capacity_bytes: int | None = None
     assumptions: tuple[str, ...] = ()
     fake: bool = True
+    cpu_scratch: CpuScratch = field(default_factory=CpuScratch, compare=False)
 
     @property
     def device(self) -> str:
@@ -45,7 +48,7 @@ class Machine:
         """Fake tensors that behave as this device's, and the ledger that counts them."""
         with FakeTensorMode() if self.fake else nullcontext():
             if self.gpu is None:
-                with MemoryLedger() as ledger:
+                with MemoryLedger(scratch=self.cpu_scratch if self.fake else None) as ledger:
                     yield ledger
                 return
             with (
