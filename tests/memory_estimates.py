@@ -41,7 +41,7 @@ def small_estimate(changes: Mapping[str, Any] | None = None) -> MemoryEstimate:
     """What `small_trace` amounts to, with `changes` on top."""
     trace = small_trace()
     events, peak = trace.events_of(STEADY), trace.peak_event(STEADY)
-    held = trace.category_bytes()
+    held = trace.category_bytes
     allocated = int(trace.live_bytes[peak])
     phases = [phase for phase in trace.phases_of(STEADY) if phase != "step"]
     figures: dict[str, Any] = {

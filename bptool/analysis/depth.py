@@ -10,8 +10,8 @@ assumed: the extension to a third depth is compared with that depth's own record
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -75,9 +75,11 @@ def extended(blocks: Blocks, simulate: Callable[[int], MemoryTrace]) -> Extended
 
 def same(one: MemoryTrace, other: MemoryTrace) -> bool:
     """Whether two records agree in every size, time, place and purpose (tensors' shapes are not compared)."""
-    return list(one.events) == list(other.events) and all(
-        replace(a, tensor="") == replace(b, tensor="") for a, b in zip(one.allocations, other.allocations, strict=True)
-    )
+
+    def facts(trace: MemoryTrace) -> list[tuple[object, ...]]:
+        return [(a.n_bytes, a.category, a.module, a.op, a.phase, a.born, a.died) for a in trace.allocations]
+
+    return list(one.events) == list(other.events) and facts(one) == facts(other)
 
 
 class _Run(NamedTuple):
@@ -135,13 +137,11 @@ class _Extension:
         """With `extra` periods more; and for each allocation the one that it copies."""
         added, last = extra * self._blocks.period, self._blocks.head + self._blocks.period
         upwards = {part[0].part for part in self._parts if part[0].block == 0}
-        writer = _Writer(self._trace, self._places, added, last, upwards)
+        more = {allocation: extra * slope for allocation, slope in self._slopes.items()}
+        writer = _Writer(self._trace, self._places, more, _Ends(added, last, upwards))
         for run, block in self._layout(added):
             writer.copy(run, block)
-        for index, origin in enumerate(writer.origins):
-            if origin in self._slopes:
-                writer.resize(index, extra * self._slopes[origin])
-        return MemoryTrace(writer.allocations, writer.finished_events()), writer.origins
+        return MemoryTrace(writer.allocations, writer.events), writer.origins
 
     def _layout(self, added: int) -> Iterator[tuple[_Run, int | None]]:
         """The runs of the record with `added` blocks more: what is copied, and the block that it becomes."""
@@ -158,14 +158,38 @@ class _Extension:
                 yield runs[source], block
 
 
-class _Writer:
-    """Writes runs one after another into a new record, each as some block's."""
+class _Ends(NamedTuple):
+    """Where blocks go in a record with `added` blocks more: those from `last` on stay at the end."""
 
-    def __init__(self, trace: MemoryTrace, places: dict[int, _Place], added: int, last: int, upwards: Set[int]) -> None:
+    added: int
+    last: int
+    upwards: Set[int]
+    """The parts that are sweeps upwards."""
+
+    def moved(self, other: int, source: int | None, block: int | None, place: _Place | None) -> int:
+        """The block that `other` becomes where the run of `source` becomes that of `block`.
+
+        Seen from a block, another one is some blocks up or down. Seen from outside it is at one of the ends; an inner
+        one's allocation (at `place`) is then one of the sweep's last, so it is nearer to the end where that went up.
+        """
+        if source is not None and block is not None:
+            return other + block - source
+        at_the_end = other >= self.last or (other > 0 and place is not None and place.part in self.upwards)
+        return other + self.added if at_the_end else other
+
+
+class _Writer:
+    """Writes runs one after another into a new record, each as some block's.
+
+    Args:
+        more: bytes that some allocations get besides; their shape is then not known.
+    """
+
+    def __init__(self, trace: MemoryTrace, places: dict[int, _Place], more: Mapping[int, int], ends: _Ends) -> None:
         self.allocations: list[Allocation] = []
+        self.events: list[Event] = []
         self.origins: list[int] = []
-        self._trace, self._places, self._added, self._last, self._upwards = trace, places, added, last, upwards
-        self._events: list[Event] = []
+        self._trace, self._places, self._more, self._ends = trace, places, more, ends
         self._here: dict[_Place, int] = {}
 
     def copy(self, run: _Run, block: int | None) -> None:
@@ -176,66 +200,41 @@ class _Writer:
         """
         for number in run.events:
             event = self._trace.events[number]
-            place = None if event.allocation is None else self._places[event.allocation]
-            event = event._replace(module=self._moved(event.module, run.block, block, place))
             if event.allocation is None:
-                self._events.append(event)
+                module = self._renamed(event.module, run.block, block, None)
+                self.events.append(Event(None, 0, event.step, event.phase, module, event.op))
             elif self._trace.allocations[event.allocation].born == number:
-                self._allocate(event, event.allocation, block)
+                self._allocate(event, event.allocation, run.block, block)
             else:
                 self._release(event, event.allocation, run.block, block)
 
-    def resize(self, index: int, more: int) -> None:
-        """Make an allocation larger; its shape is then not known."""
-        allocation = self.allocations[index]
-        self.allocations[index] = replace(allocation, n_bytes=allocation.n_bytes + more, tensor="")
-
-    def finished_events(self) -> list[Event]:
-        """The events, with the sizes that their allocations have by now."""
-        return [
-            event
-            if event.allocation is None
-            else event._replace(
-                delta=self.allocations[event.allocation].n_bytes
-                * (1 if self.allocations[event.allocation].born == number else -1)
-            )
-            for number, event in enumerate(self._events)
-        ]
-
-    def _allocate(self, event: Event, origin: int, block: int | None) -> None:
-        allocation, place = self._trace.allocations[origin], self._places[origin]
-        index = len(self.allocations)
-        module = self._moved(allocation.module, place.block, block, place)
-        self.allocations.append(replace(allocation, module=module, born=len(self._events), died=None))
+    def _allocate(self, event: Event, origin: int, source: int | None, block: int | None) -> None:
+        made, place, index = self._trace.allocations[origin], self._places[origin], len(self.allocations)
+        more = self._more.get(origin, 0)
+        n_bytes, tensor = made.n_bytes + more, "" if more else made.tensor
+        owner = self._renamed(made.module, place.block, block, place)
+        born = len(self.events)
+        self.allocations.append(Allocation(n_bytes, made.category, owner, made.op, tensor, made.phase, born))
         self.origins.append(origin)
-        self._here[place._replace(block=block)] = index
-        self._events.append(event._replace(allocation=index))
+        self._here[_Place(place.part, block, place.ordinal)] = index
+        module = self._renamed(event.module, source, block, place)
+        self.events.append(Event(index, n_bytes, event.step, event.phase, module, event.op))
 
     def _release(self, event: Event, origin: int, source: int | None, block: int | None) -> None:
         place = self._places[origin]
-        owner = None if place.block is None else self._other(place.block, source, block, place)
-        index = self._here.pop(place._replace(block=owner), None)
+        owner = None if place.block is None else self._ends.moved(place.block, source, block, place)
+        index = self._here.pop(_Place(place.part, owner, place.ordinal), None)
         if index is None:
             raise NotPeriodic
-        self.allocations[index].died = len(self._events)
-        self._events.append(event._replace(allocation=index))
+        self.allocations[index].died = len(self.events)
+        module = self._renamed(event.module, source, block, place)
+        self.events.append(Event(index, -self.allocations[index].n_bytes, event.step, event.phase, module, event.op))
 
-    def _other(self, other: int, source: int | None, block: int | None, place: _Place | None) -> int:
-        """The block that `other` becomes where the run of `source` becomes that of `block`.
-
-        Seen from a block, another one is some blocks up or down. Seen from outside it is at one of the ends; an inner
-        one's allocation (at `place`) is then one of the sweep's last, so it is nearer to the end where that went up.
-        """
-        if source is not None and block is not None:
-            return other + block - source
-        at_the_end = other >= self._last or (other > 0 and place is not None and place.part in self._upwards)
-        return other + self._added if at_the_end else other
-
-    def _moved(self, module: str, source: int | None, block: int | None, place: _Place | None) -> str:
-        found = _BLOCK.match(module)
+    def _renamed(self, module: str, source: int | None, block: int | None, place: _Place | None) -> str:
+        found = _BLOCK.match(module) if source != block or source is None else None
         if found is None:
             return module
-        return f"blocks.{self._other(int(found[1]), source, block, place)}{module[found.end() :]}"
+        return f"blocks.{self._ends.moved(int(found[1]), source, block, place)}{module[found.end() :]}"
 
 
 def _made_in(trace: MemoryTrace, run: _Run) -> Iterator[int]:
@@ -292,7 +291,8 @@ def _split_at_turns(trace: MemoryTrace, stretches: Sequence[_Stretch]) -> Iterat
     """Where a list is made block by block and released from its end, two sweeps meet in one block: cut them apart."""
     for i, (label, numbers) in enumerate(stretches):
         cut = 0
-        if 0 < i < len(stretches) - 1 and stretches[i - 1][0] == stretches[i + 1][0] != (label.phase, None):
+        inner = 0 < i < len(stretches) - 1 and label.block is not None
+        if inner and stretches[i - 1][0] == stretches[i + 1][0] != (label.phase, None):
             release = [_only_releases(trace, range(number, number + 1)) for number in numbers]
             # Upwards made and downwards released, or the other way round.
             cut = len(release) - _leading(release[::-1]) if not release[0] else _leading(release)

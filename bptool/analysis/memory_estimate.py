@@ -176,13 +176,13 @@ def phase_peaks(trace: MemoryTrace) -> list[PhasePeak]:
 
 def categories_at(trace: MemoryTrace, event: int) -> CategoryBytes:
     """What is held after an event."""
-    return CategoryBytes(**{f"{name}_bytes": int(live[event]) for name, live in trace.category_bytes().items()})
+    return CategoryBytes(**{f"{name}_bytes": int(live[event]) for name, live in trace.category_bytes.items()})
 
 
 def category_maxima(trace: MemoryTrace) -> CategoryBytes:
     """The most of each category in the steady step."""
     steady = trace.events_of(STEADY)
-    return CategoryBytes(**{f"{name}_bytes": int(live[steady].max()) for name, live in trace.category_bytes().items()})
+    return CategoryBytes(**{f"{name}_bytes": int(live[steady].max()) for name, live in trace.category_bytes.items()})
 
 
 def module_bytes(trace: MemoryTrace) -> list[ModuleBytes]:

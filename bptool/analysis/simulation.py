@@ -51,7 +51,7 @@ def simulate_deep(config: Config, workload: Workload, machine: Machine = THIS_CP
 def first_step_peak(trace: MemoryTrace) -> int:
     """Most bytes of a first step: until its optimizer runs, a later step's without the optimizer's state."""
     at_optimizer = int(trace.events_of(STEADY, "optimizer")[0])
-    held = {name: int(live[at_optimizer]) for name, live in trace.category_bytes().items()}
+    held = {name: int(live[at_optimizer]) for name, live in trace.category_bytes.items()}
     before = trace.events_of(STEADY)
     before = before[before < at_optimizer]
     others = held["inputs"] + held["activations"] + held["temporaries"]

@@ -226,7 +226,7 @@ def _edges(parts: Sequence[Sequence[_Run]], shares: Sequence[float], begins: Seq
 def _points(
     trace: MemoryTrace, fullest: Sequence[int], first: int, n_largest: int
 ) -> tuple[tuple[Kind, ...], tuple[Point, ...]]:
-    held = trace.category_bytes()
+    held = trace.category_bytes
     largest = _Largest(trace.allocations, first)
     points = []
     for i in fullest:

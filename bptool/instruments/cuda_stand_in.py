@@ -117,6 +117,11 @@ def _float32_statistics() -> TorchDispatchMode:
 class _Float32Statistics(TorchDispatchMode):
     """What a normalisation keeps of each row is float32 on CUDA, whatever the input; a CPU keeps the input's dtype."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled under it; PyTorch's wrapper against that costs more than the mode."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: torch._ops.OpOverload,

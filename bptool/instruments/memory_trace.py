@@ -101,6 +101,7 @@ class MemoryTrace:
         """What is held after an event."""
         return [a for a in self.allocations if a.born <= event and (a.died is None or a.died > event)]
 
+    @cached_property
     def category_bytes(self) -> dict[Category, npt.NDArray[np.int64]]:
         """For each category, the bytes held after each event; together they are `live_bytes`."""
         deltas = {category: np.zeros(len(self.events), np.int64) for category in CATEGORIES}
@@ -117,15 +118,13 @@ class MemoryTrace:
     def resized(self, size_of: Callable[[int], int]) -> MemoryTrace:
         """The same, with other sizes, by the allocations' indices."""
         allocations = [replace(a, n_bytes=size_of(index)) for index, a in enumerate(self.allocations)]
-        events = [
-            event
-            if event.allocation is None
-            else event._replace(
-                delta=allocations[event.allocation].n_bytes
-                * (1 if allocations[event.allocation].born == number else -1)
-            )
-            for number, event in enumerate(self.events)
-        ]
+        events = []
+        for number, (index, _, step, phase, module, op) in enumerate(self.events):
+            delta = 0
+            if index is not None:
+                size = allocations[index].n_bytes
+                delta = size if allocations[index].born == number else -size
+            events.append(Event(index, delta, step, phase, module, op))
         return MemoryTrace(allocations, events)
 
 
