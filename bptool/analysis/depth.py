@@ -258,7 +258,7 @@ def _parts(trace: MemoryTrace, depth: int) -> Iterator[list[_Run]]:
             yield [_Run(number, None, events)]
             at += 1
         else:
-            runs, at = _sweep(stretches, at, depth)
+            runs, at = _sweep(trace, stretches, at, depth)
             yield [_Run(number, block, run) for block, run in runs]
         number += 1
 
@@ -317,28 +317,35 @@ def _only_releases(trace: MemoryTrace, numbers: range) -> bool:
     return all(event.allocation is not None and not event.op for event in events)
 
 
-def _sweep(stretches: Sequence[_Stretch], at: int, depth: int) -> tuple[list[tuple[int, range]], int]:
+def _sweep(
+    trace: MemoryTrace, stretches: Sequence[_Stretch], at: int, depth: int
+) -> tuple[list[tuple[int, range]], int]:
     """The runs of the sweep that begins at a stretch, and where it ends; what follows a block's events is its own."""
     phase, block = stretches[at][0]
     direction = 1 if block == 0 else -1
     runs: list[tuple[int, range]] = []
     for expected in range(depth)[::direction]:
-        if at == len(stretches) or stretches[at][0] != (phase, expected):
+        label = _Label(phase, expected)
+        if at == len(stretches) or stretches[at][0] != label:
             raise NotPeriodic
         start = at
         at += 1
-        while _goes_on(stretches, at, phase, expected, expected + direction if len(runs) < depth - 1 else None):
+        following = expected + direction if len(runs) < depth - 1 else None
+        while _goes_on(trace, stretches, at, label, following):
             at += 1
         runs.append((expected, range(stretches[start][1].start, stretches[at - 1][1].stop)))
     return runs, at
 
 
-def _goes_on(stretches: Sequence[_Stretch], at: int, phase: str, block: int, following: int | None) -> bool:
+def _goes_on(trace: MemoryTrace, stretches: Sequence[_Stretch], at: int, label: _Label, following: int | None) -> bool:
     """Whether a stretch is still a block's: its own, or of none where more of the block or the following one comes."""
-    if at >= len(stretches) or stretches[at][0].phase != phase:
+    if at >= len(stretches) or stretches[at][0].phase != label.phase:
         return False
-    if stretches[at][0].block == block:
+    if stretches[at][0] == label:
         return stretches[at - 1][0].block is None  # else the turn of two sweeps
-    if following is None or stretches[at][0].block is not None or at + 1 == len(stretches):
+    if stretches[at][0].block is not None or at + 1 == len(stretches):
         return False
-    return stretches[at + 1][0] in (_Label(phase, block), _Label(phase, following))
+    after, events = stretches[at + 1]
+    if following is None:  # the last block: its releases are the next sweep's beginning
+        return after == label and not _only_releases(trace, events)
+    return after in (label, _Label(label.phase, following))
