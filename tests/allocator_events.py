@@ -6,6 +6,7 @@ import gc
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from small_runs import CPU, run_steps
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -176,3 +178,19 @@ class _Spy(TorchDispatchMode):
             result = func(*args, **kwargs)
         self.calls[number] = (func, args, kwargs, result) if self._keep_arguments else (func, (), {}, None)
         return result
+
+
+def tracked_by_torch(config: Config, workload: Workload, *, fake: bool = True) -> int:
+    """The second step's peak as PyTorch's own tracker has it, of fake or of real tensors.
+
+    It knows no second micro-batch, and no update rule that reads a value.
+    """
+    with DeepCopied() if fake else nullcontext():
+        step = build_step(config, replace(workload, weight=lambda batch: 1), CPU, Announcer())
+        run_steps(step, 1)
+        tracker = MemTracker()
+        tracker.track_external(step.model, *step.optimizers.state().values())
+        with tracker:
+            run_steps(step, 1)
+    peak: int = tracker.get_tracker_snapshot("peak")[CPU]["Total"]
+    return peak
