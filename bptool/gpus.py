@@ -57,11 +57,11 @@ class Gpu:
 def _context(expected_mib: int) -> Range:
     """The context, the kernels that are loaded (lazily, since CUDA 11.7) and the libraries' own buffers.
 
-    Public reports of "non-PyTorch memory", and of `nvidia-smi` less `memory_reserved`, lie between 0.25 and 1 GiB for
-    lazily loaded kernels, more on GPUs with more multiprocessors; Hugging Face's guide to a model's memory saw 1.3 GiB
-    on a V100 when all kernels were loaded at once.
+    PyTorch's maintainers name 300 to 400 MB for a first operation (issues 107667 and 109888) and over 1 GB where all
+    kernels are loaded at once, as Hugging Face's guide to training memory saw on a V100 (1.3 GiB). It grows with the
+    number of multiprocessors; the figures of single GPUs are estimates.
     """
-    source = "CUDA context and loaded kernels, from public reports of memory outside of PyTorch's allocator"
+    source = "estimated from public reports of PyTorch processes: CUDA's context, loaded kernels, cuBLAS and cuDNN"
     return Range(expected_mib * MIB // 2, expected_mib * MIB, expected_mib * MIB * 5 // 2, source)
 
 

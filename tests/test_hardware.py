@@ -12,10 +12,12 @@ import torch
 from bptool import hardware
 from bptool.errors import DeviceError
 from bptool.hardware import (
+    acts_as_cuda,
     available_memory_bytes,
     measured_matmul_rate,
     peak_rate,
     resolve_device,
+    standing_in_for_cuda_tensors,
     tune_cpu_allocator,
 )
 
@@ -61,6 +63,17 @@ class TestDevice:
             resolve_device(name)
         assert caught.value.message == message
         assert "cpu" in caught.value.remedy
+
+
+def test_a_cpu_tensor_can_stand_in_for_cudas() -> None:
+    x = torch.ones(1)
+    assert not acts_as_cuda(x)
+    with standing_in_for_cuda_tensors():
+        assert acts_as_cuda(x)
+        with standing_in_for_cuda_tensors():
+            pass
+        assert acts_as_cuda(x)
+    assert not acts_as_cuda(x)
 
 
 class TestPeakRate:
