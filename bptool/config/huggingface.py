@@ -162,6 +162,7 @@ def _write(name: str, family: Family, settings: ModelSettings) -> JsonObject:
         value = _value(settings, ours)
         config[spellings[0]] = None if ours in family.null_is_zero and not value else value
     config |= {key: _value(settings, ours) for ours, keys in family.joined.items() for key in keys}
+    config |= {key: _value(settings, ours) for key, ours in family.besides.items()}
     names = [theirs for theirs, ours in family.activations.items() if ours == settings.activation]
     config[family.activation_key] = names[0] if names else None
     if family.dense_blocks:

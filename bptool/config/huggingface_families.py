@@ -42,6 +42,7 @@ class Family:
         activations: name -> ours; the first name of each is the one that is written, the very first is the default.
         joined: our key -> the keys that must agree, as bptool has one for all of them.
         only: keys that change the arithmetic -> the one value that bptool can build, which is also the default.
+        besides: their key -> the key of ours that is written there, and never read from there.
         needs: our keys that are 0 in none of the family's models.
         null_is_zero: our keys whose 0 is null in config.json, given or not.
         dense_blocks: the key of the list of those blocks that have no experts; empty: there is none.
@@ -58,6 +59,7 @@ class Family:
     activations: Mapping[str, str]
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
+    besides: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     null_is_zero: frozenset[str] = frozenset()
     dense_blocks: str = ""
@@ -275,7 +277,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "deepseek_v3": Family(
         architecture="DeepseekV3ForCausalLM",
-        keys=_SHAPE
+        # Latent attention has as many heads of each kind, whatever the file says.
+        keys={ours: theirs for ours, theirs in _SHAPE.items() if ours != "n_kv_heads"}
         | {
             "mla.q_rank": ("q_lora_rank",),
             "mla.kv_rank": ("kv_lora_rank",),
@@ -303,6 +306,7 @@ FAMILIES: Mapping[str, Family] = {
         activations=_SILU,
         only=_UNBIASED
         | {"rope_interleave": True, "moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+        besides={"num_key_value_heads": "n_heads"},
         needs=("mla.kv_rank", "moe.n_experts", "moe.n_shared"),
         null_is_zero=frozenset({"mla.q_rank"}),
     ),

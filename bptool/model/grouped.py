@@ -61,8 +61,9 @@ def _groups(ends_E: Tensor) -> Iterator[tuple[int, slice]]:
 
 
 def _has_kernel(*operands: Tensor) -> bool:
-    """Whether PyTorch has one kernel for all groups: on CUDA, for bfloat16, with rows of whole 16 bytes."""
-    return all(x.is_cuda and x.dtype == torch.bfloat16 and not any(n % 8 for n in x.shape[1:]) for x in operands)
+    """Whether PyTorch has one kernel for all groups: CUDA from Ampere on, in bfloat16, with rows of whole 16 bytes."""
+    fitting = (x.is_cuda and x.dtype == torch.bfloat16 and not any(n % 8 for n in x.shape[1:]) for x in operands)
+    return all(fitting) and torch.cuda.get_device_capability(operands[0].device) >= (8, 0)
 
 
 @_grouped_linear.register_fake

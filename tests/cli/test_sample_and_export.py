@@ -105,14 +105,33 @@ GPT2 = (
     "model.n_layers=2",
 )
 LLAMA = ("model.n_kv_heads=1", "model.rope.theta=5e5", "model.tied_embeddings=false", "model.n_layers=2")
+QWEN3 = ("model.qk_norm=true", "model.n_kv_heads=1", "model.n_layers=2")
+GEMMA2 = (
+    *("model.norm=rmsnorm-offset", "model.post_norm=true", "model.activation=geglu-tanh", "model.logit_softcap=20"),
+    *("model.scaled_embeddings=true", "model.sliding_window=8", "model.sliding_window_pattern=2", "model.n_layers=2"),
+)
+MIXTRAL = ("model.moe.n_experts=4", "model.moe.d_expert=24", "model.n_layers=2")
+DEEPSEEK = (
+    *("model.moe.n_experts=4", "model.moe.router=sigmoid", "model.moe.n_shared=1", "model.moe.n_dense_layers=1"),
+    *("model.mla.kv_rank=8", "model.n_layers=2"),
+)
 BPE = ("data.tokenizer=bpe", "model.vocab_size=400")
 
 
 class TestExport:
     @pytest.mark.parametrize(
         ("shape", "family", "tokenizer"),
-        [(GPT2, "gpt2", ()), (LLAMA, "llama", ()), (GPT2, "gpt2", BPE), (LLAMA, "llama", BPE)],
-        ids=["gpt2-bytes", "llama-bytes", "gpt2-bpe", "llama-bpe"],
+        [
+            (GPT2, "gpt2", ()),
+            (LLAMA, "llama", ()),
+            (GPT2, "gpt2", BPE),
+            (LLAMA, "llama", BPE),
+            (QWEN3, "qwen3", ()),
+            (GEMMA2, "gemma2", ()),
+            (MIXTRAL, "mixtral", ()),
+            (DEEPSEEK, "deepseek_v3", ()),
+        ],
+        ids=["gpt2-bytes", "llama-bytes", "gpt2-bpe", "llama-bpe", "qwen3", "gemma2", "mixtral", "deepseek"],
     )
     def test_transformers_loads_it_and_agrees(
         self, train: Command, shape: tuple[str, ...], family: str, tokenizer: tuple[str, ...]

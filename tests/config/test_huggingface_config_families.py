@@ -201,7 +201,9 @@ SMALL = {"num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 6, "n
         ({"model_type": "mixtral", "num_experts_per_tok": 9}, ["n_active = 9", "8 experts"]),
         ({"model_type": "deepseek_v3", "rope_interleave": False}, ["rope_interleave = False", "True"]),
         ({"model_type": "deepseek_v3", "topk_method": "greedy"}, ["topk_method = 'greedy'"]),
-        ({"model_type": "deepseek_v3"}, ["n_kv_heads = 2", "needs 6"]),
+        ({"model_type": "deepseek_v3", "q_lora_rank": "x"}, ["q_lora_rank = 'x'", "integer"]),
+        ({"model_type": "deepseek_v3", "first_k_dense_replace": 4}, ["n_dense_layers = 4", "n_layers = 4"]),
+        ({"model_type": "deepseek_v3", "qk_rope_head_dim": 5}, ["rope_dim = 5 is odd"]),
         ({"model_type": "qwen3", "head_dim": 5}, ["head_dim = 5 is odd"]),
         ({"model_type": "gemma4"}, ["model_type = 'gemma4' is not a known family", "gemma3_text", "did you mean"]),
         (
@@ -239,6 +241,8 @@ def test_latent_attention() -> None:
     assert (moe.n_dense_layers, moe.weight_scale, moe.router, moe.auxiliary_loss) == (3, 2.5, "sigmoid", 0.001)
     assert (rope.scaling, rope.factor, rope.mscale, rope.mscale_all_dim) == ("yarn", 40, 1.0, 1.0)
     assert read({**PUBLISHED["deepseek-v3"], "q_lora_rank": None}).mla.q_rank == 0
+    assert read({**PUBLISHED["deepseek-v3"], "num_key_value_heads": 3}) == settings  # it has no such heads
+    assert huggingface_config(settings)["num_key_value_heads"] == 128
 
 
 def test_windows_that_begin_beyond_the_last_block_are_none() -> None:
