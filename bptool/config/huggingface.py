@@ -193,15 +193,16 @@ def _lost(settings: ModelSettings, family: Family, written: JsonObject) -> list[
 
 def _arithmetic(settings: ModelSettings) -> JsonObject:
     """The keys that the model's function depends on; how it is computed and where it begins are left out."""
+    experts = [settings.has_experts(block) for block in range(settings.n_layers)]
     slides = [settings.slides(block) for block in range(settings.n_layers)]
     windowed = any(slides) and settings.sliding_window < settings.context_length
     rope = used_keys(settings.rope) if settings.position == "rope" else RopeSettings()
     if not windowed or (rope.local_theta == rope.theta and rope.scaling == "none"):
         rope = rope.model_copy(update={"local_theta": 0.0})
     same: JsonObject = {
-        "moe": settings.moe.model_copy(update={"auxiliary_loss": 0.0}) if settings.moe.n_experts else MoeSettings(),
+        "moe": settings.moe.model_copy(update={"auxiliary_loss": 0.0}) if any(experts) else MoeSettings(),
         "mla": settings.mla if settings.mla.kv_rank else MlaSettings(),
-        "d_ff": 0 if settings.has_experts(0) else settings.d_ff,
+        "d_ff": 0 if all(experts) else settings.d_ff,
         "sliding_window": settings.sliding_window if windowed else 0,
         "sliding_window_pattern": 0 if all(slides) or not windowed else settings.sliding_window_pattern,
         "qkv_bias": settings.qkv_bias and not settings.bias,

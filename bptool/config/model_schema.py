@@ -259,16 +259,8 @@ class ModelSettings(Section):
         return self
 
     @model_validator(mode="after")
-    def _experts_fit(self) -> Self:
-        if not self.moe.n_experts:
-            return self
-        if self.moe.n_dense_layers >= self.n_layers:
-            raise ConflictError(
-                f"model.moe.n_dense_layers = {self.moe.n_dense_layers} leaves none of model.n_layers = {self.n_layers}"
-                " blocks for the experts",
-                *("model.moe.n_dense_layers", "model.n_layers", "model.moe.n_experts"),
-            )
-        if self.bias:
+    def _experts_have_no_biases(self) -> Self:
+        if self.moe.n_experts and self.bias:
             raise ConflictError(
                 f"model.bias = true, but experts (model.moe.n_experts = {self.moe.n_experts}) have no biases",
                 *("model.bias", "model.moe.n_experts"),

@@ -86,6 +86,42 @@ def test_an_unprintable_key_stays_on_its_line() -> None:
         ({"training": {"loss": 3}}, 'training.loss: found 3, expected one of "fused", "plain"'),
         ({"model": {"d_model": 250}}, "model.d_model = 250 is not divisible by model.n_heads = 4;"
          " choose a divisor, or set model.head_dim yourself"),
+        (
+            {"model": {"moe": {"n_experts": 4, "n_active": 5}}},
+            "model.moe.n_active = 5 exceeds the 4 experts that a token can choose of",
+        ),
+        (
+            {"model": {"moe": {"n_experts": 9, "n_groups": 2}}},
+            "model.moe.n_experts = 9 does not make model.moe.n_groups = 2 equal groups of two experts or more",
+        ),
+        (
+            {"model": {"moe": {"n_experts": 8, "n_groups": 2, "n_active_groups": 3}}},
+            "model.moe.n_active_groups = 3 exceeds model.moe.n_groups = 2",
+        ),
+        (
+            {"model": {"moe": {"n_experts": 4}, "bias": True}},
+            "model.bias = true, but experts (model.moe.n_experts = 4) have no biases",
+        ),
+        (
+            {"model": {"mla": {"kv_rank": 4}, "qk_norm": True}},
+            "model.qk_norm = true, but latent attention (model.mla.kv_rank = 4) needs false",
+        ),
+        (
+            {"model": {"mla": {"kv_rank": 4}, "n_kv_heads": 2}},
+            "model.n_kv_heads = 2, but latent attention (model.mla.kv_rank = 4) needs 4",
+        ),
+        (
+            {"model": {"mla": {"kv_rank": 4}, "head_dim": 32}},
+            "model.head_dim = 32 must be model.mla.nope_dim = 32 and model.mla.rope_dim = 16 together",
+        ),
+        (
+            {"model": {"mla": {"kv_rank": 4, "rope_dim": 3}}},
+            "model.mla.rope_dim = 3 is odd; rope rotates pairs, so it must be even",
+        ),
+        (
+            {"model": {"rope": {"scaling": "yarn", "beta_slow": 32.0}}},
+            "model.rope.beta_fast = 32.0 must exceed model.rope.beta_slow = 32.0",
+        ),
         ({"model": {"n_kv_heads": 3}}, "model.n_heads = 4 is not divisible by model.n_kv_heads = 3"),
         ({"model": {"head_dim": 33}}, "model.head_dim = 33 is odd; rope rotates pairs, so it must be even"),
         ({"training": {"sequence_length": 257}}, "training.sequence_length = 257 exceeds model.context_length = 256"),
