@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bptool.config.schema import ModelSettings
 from bptool.hardware import acts_as_cuda
 from bptool.model.loss import softcapped
-from bptool.model.normalization import make_head_norm
+from bptool.model.normalization import make_inner_norm
 from bptool.model.position import Rotation, rotate, yarn_score_factor
 
 Attend = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
@@ -34,8 +34,9 @@ class Attention(nn.Module):
         self.key = nn.Linear(d_model, settings.n_kv_heads * self.head_dim, bias=qkv_bias)
         self.value = nn.Linear(d_model, settings.n_kv_heads * self.head_dim, bias=qkv_bias)
         self.output = nn.Linear(settings.n_heads * self.head_dim, d_model, bias=bias)
-        self.query_norm = make_head_norm(settings) if settings.qk_norm else None
-        self.key_norm = make_head_norm(settings) if settings.qk_norm else None
+        inner_norm = partial(make_inner_norm, settings, self.head_dim, settings.norm_eps)
+        self.query_norm = inner_norm() if settings.qk_norm else None
+        self.key_norm = inner_norm() if settings.qk_norm else None
         self.attend = attend_as(settings)
         self.dropout = settings.dropout
 

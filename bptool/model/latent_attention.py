@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bptool.config.schema import ModelSettings
 from bptool.model.attention import attend_as
-from bptool.model.normalization import RMSNorm
+from bptool.model.normalization import make_inner_norm
 from bptool.model.position import Rotation, rotate_interleaved
 
 _EPS = 1e-6  # of the latents' norms, whatever `norm_eps` is, as in the released code
@@ -30,12 +30,12 @@ class LatentAttention(nn.Module):
         mla, queries = settings.mla, n_heads * settings.head_dim
         if mla.q_rank:
             self.query_down = nn.Linear(d_model, mla.q_rank, bias=False)
-            self.query_latent_norm = RMSNorm(mla.q_rank, eps=_EPS)
+            self.query_latent_norm = make_inner_norm(settings, mla.q_rank, _EPS)
             self.query_up = nn.Linear(mla.q_rank, queries, bias=False)
         else:
             self.query = nn.Linear(d_model, queries, bias=False)
         self.key_value_down = nn.Linear(d_model, mla.kv_rank + mla.rope_dim, bias=False)
-        self.key_value_latent_norm = RMSNorm(mla.kv_rank, eps=_EPS)
+        self.key_value_latent_norm = make_inner_norm(settings, mla.kv_rank, _EPS)
         self.key_value_up = nn.Linear(mla.kv_rank, n_heads * (mla.nope_dim + mla.value_dim), bias=False)
         self.output = nn.Linear(n_heads * mla.value_dim, d_model, bias=False)
         self.n_heads = n_heads

@@ -44,7 +44,7 @@ def make_norm(settings: ModelSettings) -> nn.Module:
             return nn.Identity()
 
 
-def make_head_norm(settings: ModelSettings) -> RMSNorm:
-    """The normalisation of a query or key head: RMS, with an offset where the residual stream's has one."""
+def make_inner_norm(settings: ModelSettings, width: int, eps: float) -> RMSNorm:
+    """The normalisation of what is inside attention: RMS, with an offset where the residual stream's has one."""
     kind = OffsetRMSNorm if settings.norm == "rmsnorm-offset" else RMSNorm
-    return kind(settings.head_dim, eps=settings.norm_eps)
+    return kind(width, eps=eps)

@@ -219,9 +219,12 @@ def test_initial_weights() -> None:
         assert parameter.mean().item() == pytest.approx(0, abs=6 * std / math.sqrt(parameter.numel())), name
 
 
-def test_an_offset_begins_at_zero() -> None:
-    transformer = build(settings(norm="rmsnorm-offset", qk_norm=True), device="cpu", seed=3)
-    assert all((parameter == 0).all() for parameter in transformer.parameters() if parameter.ndim == 1)
+@pytest.mark.parametrize("keys", [{"qk_norm": True, "post_norm": True}, {"mla": LATENT}], ids=["heads", "latent"])
+def test_an_offset_begins_at_zero_where_a_scale_begins_at_one(keys: dict[str, Any]) -> None:
+    offset, scale = (build(settings(norm=norm, **keys), device="cpu", seed=3) for norm in ("rmsnorm-offset", "rmsnorm"))
+    assert all((parameter == 0).all() for parameter in offset.parameters() if parameter.ndim == 1)
+    ids = tokens()
+    torch.testing.assert_close(offset(ids), scale(ids))
 
 
 def test_a_window_as_long_as_the_text_is_none() -> None:
