@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from bptool.analysis.alternatives import fitting, largest_micro_batch, longest_sequence, what_if
 from bptool.analysis.estimate import Question, Simulated, estimate, simulated
 from bptool.analysis.machine import Machine, machine_named
@@ -15,7 +17,7 @@ from bptool.analysis.snapshot_diff import diff
 from bptool.analysis.validation import measured
 from bptool.config.loading import load_config
 from bptool.config.target import CodeTarget, resolve_target
-from bptool.errors import TargetError, UsageError
+from bptool.errors import DeviceError, TargetError, UsageError
 from bptool.interop.memory_snapshot import read_snapshot
 from bptool.training.user_code import load_workload, users_errors
 from bptool.training.workload import transformer_workload
@@ -71,6 +73,8 @@ def answer(question: Question, further: Further) -> tuple[MemoryEstimate, Simula
     Raises:
         BptoolError: the user's model fails, the snapshot cannot be read, or a real step is not possible here.
     """
+    if further.validate and question.machine.gpu and not torch.cuda.is_available():
+        raise DeviceError("--validate runs a real step, and this machine has no GPU", "leave out --gpu, or --validate")
     theirs = read_snapshot(further.snapshot) if further.snapshot else None
     with users_errors(_code(question)):
         question, step = _simulated(question, further)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -25,7 +26,7 @@ FIRST, STEADY = 0, 1
 def simulate(config: Config, workload: Workload, machine: Machine = THIS_CPU) -> MemoryTrace:
     """The record of the trainer's own step on fake tensors. Nothing is allocated and nothing is compiled.
 
-    Of the first step only the optimizer runs, on gradients of no value, which makes its state; the second runs whole.
+    Of the first step only the optimizer runs, on gradients of zero, which makes its state; the second runs whole.
     From the second micro-batch of a step on each does what the second does, so no more than two are run; those that
     wait for their turn are counted.
     """
@@ -44,7 +45,8 @@ def simulate_deep(config: Config, workload: Workload, machine: Machine = THIS_CP
     if workload.of_depth is None:
         return Extended(simulate(config, workload, machine), ())
     policy, of_depth = config.activation_checkpoint, workload.of_depth
-    blocks = Blocks(workload.n_layers, period=policy.every if policy.policy == "every_k" else 1)
+    period = math.lcm(workload.period, policy.every if policy.policy == "every_k" else 1)
+    blocks = Blocks(workload.n_layers, workload.head, period)
     return extended(blocks, lambda n_layers: simulate(config, of_depth(n_layers), machine))
 
 
@@ -62,7 +64,7 @@ def first_step_peak(trace: MemoryTrace) -> int:
 def _make_optimizer_state(step: TrainStep) -> None:
     with step.announcer.phase("step"), step.announcer.phase("optimizer"):
         for parameter in step.optimizers.parameters:
-            parameter.grad = torch.empty_like(parameter)
+            parameter.grad = torch.zeros_like(parameter)
         step.optimizers.step()
         step.optimizers.zero_grad()
 

@@ -8,7 +8,7 @@ import torch
 
 from bptool.analysis.estimate import Question, Simulated
 from bptool.analysis.memory_estimate import Measured
-from bptool.errors import DeviceError, OutOfMemory
+from bptool.errors import OutOfMemory
 from bptool.hardware import available_memory_bytes, resolve_device
 from bptool.instruments.peak_memory import PeakMemory
 from bptool.training.assembly import build_step
@@ -21,12 +21,9 @@ def measured(question: Question, step: Simulated) -> Measured:
     """Run two real steps on random batches, and measure the second.
 
     Raises:
-        DeviceError: the machine that was asked about is not this one.
         OutOfMemory: there is not enough of it here.
     """
-    device = resolve_device(question.machine.device if question.machine.gpu else "cpu")
-    if device.type != question.machine.device:
-        raise DeviceError("--validate runs a real step, and this machine has no GPU", "leave out --gpu, or --validate")
+    device = resolve_device(question.machine.device)
     available, needed = available_memory_bytes(device), step.peak_bytes
     if needed > available:
         raise OutOfMemory(

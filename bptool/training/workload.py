@@ -47,6 +47,7 @@ class Workload:
         unit: what `weight` counts, as screens name it.
         n_layers, of_depth: how many like blocks `model.blocks` has, and the same workload with another number of them,
             so that a deep model's memory is known from shallow ones; None: it is always run as it is.
+        head, period: blocks at the beginning that are not like the later ones, and after how many the pattern repeats.
     """
 
     model: Callable[[], nn.Module]
@@ -57,6 +58,8 @@ class Workload:
     unit: str = "micro-batches"
     n_layers: int = 0
     of_depth: Callable[[int], Workload] | None = None
+    head: int = 1
+    period: int = 1
 
 
 def transformer_workload(config: Config) -> Workload:

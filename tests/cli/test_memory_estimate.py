@@ -1,0 +1,184 @@
+"""`bptool memory-estimate` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Done, invoke
+
+TINY = ("tiny", "model.n_layers=2", "model.d_model=64", "training.micro_batch_size=2")
+OWN_MODEL = """
+import torch
+from torch import nn
+from bptool import Workload
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 64), nn.Linear(64, 4)
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        READS
+        return self.last(hidden)
+
+def net():
+    return Workload(
+        model=Net,
+        batch=lambda generator: {"x": torch.randn(8, 16, generator=generator), "y": torch.arange(8) % 4},
+        loss=lambda model, batch: nn.functional.cross_entropy(model(batch["x"]), batch["y"]),
+    )
+"""
+
+
+def estimate(*arguments: str) -> Done:
+    return invoke("memory-estimate", *arguments)
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> str:
+    file = tmp_path / "my_net.py"
+    file.write_text(OWN_MODEL.replace("READS", ""))
+    return f"{file}:net"
+
+
+@pytest.fixture
+def reading_model(tmp_path: Path) -> str:
+    """One that looks at a value in its forward."""
+    file = tmp_path / "reading_net.py"
+    file.write_text(OWN_MODEL.replace("READS", "hidden = hidden * 2 if hidden.sum().item() > 0 else hidden"))
+    return f"{file}:net"
+
+
+KEYS = {
+    *("device", "parameters_count", "trainable_parameters_count", "peak_allocated_bytes", "peak_reserved_bytes"),
+    *("overhead_bytes", "peak_phase", "peak_module", "peak_op", "phase_peaks", "at_peak", "maximum"),
+    *("capacity_bytes", "fits", "extrapolated_from_layers", "assumptions", "measured", "modules", "what_if"),
+}
+CATEGORIES = {
+    f"{name}_bytes" for name in ("parameters", "gradients", "optimizer_state", "activations", "temporaries", "inputs")
+}
+
+
+class TestContract:
+    """The keys of `--json`, and what holds between them."""
+
+    @pytest.mark.parametrize("where", [("--device", "cpu"), ("--gpu", "h100")], ids=["cpu", "gpu"])
+    def test_keys_and_sums(self, where: tuple[str, str]) -> None:
+        done = estimate(*TINY, "--json", *where)
+        assert done.code == 0, done.err
+        result = done.result
+        assert result.keys() >= KEYS
+        assert result["at_peak"].keys() == CATEGORIES == result["maximum"].keys()
+        assert sum(result["at_peak"].values()) == result["peak_allocated_bytes"]
+        assert all(result["maximum"][key] >= result["at_peak"][key] for key in CATEGORIES)
+        assert max(p["peak_allocated_bytes"] for p in result["phase_peaks"]) == result["peak_allocated_bytes"]
+        assert result["peak_reserved_bytes"] >= result["peak_allocated_bytes"]
+        assert {p["phase"] for p in result["phase_peaks"]} >= {"forward", "backward", "optimizer"}
+
+    def test_modules_hold_all_the_parameters(self) -> None:
+        result = estimate(*TINY, "--json", "--device", "cpu").result
+        assert sum(m["parameters_bytes"] for m in result["modules"]) == 4 * result["parameters_count"]
+
+    def test_a_deep_model_says_what_it_was_extended_from(self) -> None:
+        result = estimate("gpt2", "training.micro_batch_size=1", "--json", "--gpu", "h100").result
+        assert result["parameters_count"] == 124_439_808
+        assert result["extrapolated_from_layers"] == [3, 4, 5]
+
+
+class TestAnswers:
+    def test_the_answer_comes_first_and_the_next_command_last(self) -> None:
+        lines = estimate(*TINY, "--gpu", "h100").out.splitlines()
+        assert lines[0].startswith(" ".join(TINY) + " on h100: fits, needs ")
+        assert lines[-2] == "next:"
+        assert lines[-1] == f"  bptool memory-estimate {' '.join(TINY)} --gpu h100 --what-if"
+
+    def test_what_does_not_fit_is_a_no_and_settings_that_do_are_named(self) -> None:
+        asked = ["tiny", "training.micro_batch_size=16", "--device", "cpu"]
+        whole = estimate(*asked, "--json").result["peak_allocated_bytes"]
+        done = estimate(*asked, "--json", "--fit", f"{whole * 2 // 3}")
+        assert done.code == 1
+        result = done.result
+        assert result["fits"] is False
+        assert result["fitting"]
+        for one in result["fitting"]:
+            again = estimate("tiny", "training.micro_batch_size=16", *one["settings"], "--device", "cpu", "--json")
+            assert again.result["peak_allocated_bytes"] == one["peak_allocated_bytes"] <= whole * 2 // 3
+        assert 1 <= result["largest_micro_batch_size"] < 16
+        most = estimate(
+            "tiny", f"training.micro_batch_size={result['largest_micro_batch_size']}", "--device", "cpu", "--json"
+        )
+        assert most.result["peak_allocated_bytes"] <= whole * 2 // 3
+
+    def test_what_each_switch_saves_is_what_it_saves_when_asked_for(self) -> None:
+        result = estimate(*TINY, "--what-if", "--json", "--device", "cpu").result
+        peaks = {" ".join(one["settings"]): one["peak_allocated_bytes"] for one in result["what_if"]}
+        assert list(peaks.values()) == sorted(peaks.values())
+        key = "activation_checkpoint.policy=full"
+        assert estimate(*TINY, key, "--json", "--device", "cpu").result["peak_allocated_bytes"] == peaks[key]
+
+    def test_it_is_validated_by_a_real_step(self) -> None:
+        measured = estimate(*TINY, "--validate", "--json", "--device", "cpu").result["measured"]
+        assert measured["relative_error"] == 0
+
+    def test_a_users_model(self, own_model: str) -> None:
+        result = estimate(own_model, "--validate", "--json", "--device", "cpu").result
+        assert result["parameters_count"] == 16 * 64 + 64 + 64 * 4 + 4
+        assert result["measured"]["relative_error"] == 0
+        assert {m["name"] for m in result["modules"]} >= {"first", "last"}
+
+    def test_files(self, tmp_path: Path) -> None:
+        page, snapshot = tmp_path / "page.html", tmp_path / "snapshot.pickle"
+        done = estimate(*TINY, "--gpu", "h100", "--html", str(page), "--snapshot", str(snapshot), "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["command"] == "memory-estimate"
+        assert page.read_text().startswith("<!DOCTYPE html>")
+        compared = estimate(*TINY, "--gpu", "h100", "--snapshot-diff", str(snapshot), "--json").result
+        assert compared["snapshot_diff"]["differences"] == []
+        refused = estimate(*TINY, "--gpu", "h100", "--html", str(page))
+        assert (refused.code, "--force" in refused.err) == (2, True)
+        assert estimate(*TINY, "--gpu", "h100", "--html", str(page), "--force").code == 0
+
+
+class TestMistakes:
+    def told(self, done: Done, code: int, *words: str) -> None:
+        assert (done.code, done.out) == (code, "")
+        missing = [word for word in words if word not in done.err]
+        assert not missing, done.err
+
+    def test_an_unknown_gpu(self) -> None:
+        self.told(estimate("tiny", "--gpu", "h10"), 2, "h10", "'h100'")
+
+    def test_an_unknown_device(self) -> None:
+        self.told(estimate("tiny", "--device", "tpu"), 2, "tpu", "cuda", "--gpu")
+
+    def test_a_cpu_that_is_a_gpu(self) -> None:
+        self.told(estimate("tiny", "--device", "cpu", "--gpu", "h100"), 2, "exclude each other")
+
+    def test_no_quantity(self) -> None:
+        self.told(estimate("tiny", "--fit", "much"), 2, "'much'", "24GiB")
+
+    def test_an_unknown_family(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+        self.told(estimate(str(tmp_path)), 2, "mamba", "llama", "deepseek_v3")
+
+    def test_a_snapshot_that_is_none(self, tmp_path: Path) -> None:
+        file = tmp_path / "x.pickle"
+        file.write_bytes(b"nothing")
+        self.told(estimate("tiny", "--snapshot-diff", str(file)), 2, str(file))
+
+    def test_a_real_step_needs_the_machine(self) -> None:
+        self.told(estimate(*TINY, "--gpu", "h100", "--validate"), 3, "no GPU")
+
+    def test_a_model_that_reads_values_names_the_line_and_runs_in_earnest(self, reading_model: str) -> None:
+        file, _, _ = reading_model.partition(":")
+        self.told(estimate(reading_model, "--device", "cpu"), 2, file, "line 12", "--validate")
+        done = estimate(reading_model, "--device", "cpu", "--validate", "--json")
+        assert done.code == 0, done.err
+        assert done.result["measured"]["relative_error"] == 0
+
+    def test_a_users_file_that_raises(self, tmp_path: Path) -> None:
+        file = tmp_path / "broken.py"
+        file.write_text("def net():\n    raise ValueError('no such layer')\n")
+        self.told(estimate(f"{file}:net"), 2, "no such layer", "line 2")
