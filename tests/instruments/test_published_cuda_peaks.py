@@ -2,8 +2,9 @@
 
 The benchmark is the one of transformers' SDPA pull requests: `zero_grad`, a forward in training mode, the sum of the
 logits, its backward, again and again, and then `torch.cuda.max_memory_allocated`; their MB is 10^6 bytes. It can be
-repeated where the modelling code is what it was: BERT's is, and GPT-2's but for two things, which are put back. Their
-tables for OPT and GPT-NeoX can't: queries, keys and values were copied and raised to float32 then, and are not now.
+repeated where the modelling code is what it was: BERT's and DistilBERT's are, and GPT-2's but for two things, which are
+put back. Their tables for OPT and GPT-NeoX can't: what these keep for the backward has changed since; ALBERT's is not
+reproduced by either of the two ALBERTs that it may be.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AttentionInterface,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bptool.gpus import gpu_named
@@ -41,9 +50,9 @@ CASES = [
     for attention in ("eager", "sdpa")
 ]
 
-# PyTorch's allocator counts blocks, which may be 1 MiB larger than what was asked for; with a replay of that allocator
-# the BERTs with written-out attention are within 0.25%, the rest within 1.3%.
-ABOVE = 0.035
+# PyTorch's allocator counts blocks, which may be 1 MiB larger than what was asked for; a replay of that allocator comes
+# within 2% of each of these peaks, on either side.
+SHARE_ABOVE, MB_ABOVE = 0.025, 10
 
 AttentionInterface.register("sdpa_unmasked", sdpa_attention_forward)  # no mask, as for real tensors without padding
 
@@ -54,6 +63,17 @@ class Bert(nn.Module):
     def __init__(self, attention: str) -> None:
         super().__init__()
         self.model = BertForMaskedLM(BertConfig(attn_implementation=attention))
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        return (self.model(input_ids=ids).logits,)
+
+
+class DistilBert(nn.Module):
+    """Logits of a DistilBERT base."""
+
+    def __init__(self, attention: str) -> None:
+        super().__init__()
+        self.model = DistilBertForMaskedLM(DistilBertConfig(attn_implementation=attention))
 
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
         return (self.model(input_ids=ids).logits,)
@@ -108,7 +128,8 @@ def benchmarked_bytes(gpu_name: str, kind: type[nn.Module], *args: Any, shape: t
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "attention", "batch", "tokens", "measured_mb"), CASES)
 def test_what_was_measured(model: str, attention: str, batch: int, tokens: int, measured_mb: float) -> None:
-    kind = {"bert": Bert, "gpt2-large": GPT2Large}[model]
+    kind = {"bert": Bert, "distilbert": DistilBert, "gpt2-large": GPT2Large}[model]
     implementation = {"eager": "eager", "sdpa": "sdpa_unmasked"}[attention]
     predicted = benchmarked_bytes(PUBLISHED[model]["gpu"], kind, implementation, shape=(batch, tokens))
-    assert 1 < measured_mb * 1e6 / predicted < 1 + ABOVE
+    predicted_mb = predicted / 1e6
+    assert predicted_mb < measured_mb < (1 + SHARE_ABOVE) * predicted_mb + MB_ABOVE
