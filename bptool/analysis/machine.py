@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # documented for shape propagation; no public path yet
@@ -21,6 +22,10 @@ _TYPICAL = "a100-80gb"  # its kernels are every later GPU's but for Hopper's cuD
 
 
 class _FakeTensors(FakeTensorMode):
+    def __deepcopy__(self, memo: dict[int, Any]) -> _FakeTensors:
+        """Tensors that are copied deeply, as `nn.TransformerEncoder` does, stay in their mode."""
+        return self
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Nothing is compiled here; PyTorch's wrapper against that costs a fifth of the time."""

@@ -13,6 +13,7 @@ from bptool.analysis.machine import THIS_CPU, Machine
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.packed_sequences import taken_for_unpacked
 from bptool.instruments.peak_memory import unique_storage_bytes
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
@@ -34,7 +35,7 @@ def simulate(config: Config, workload: Workload, machine: Machine = THIS_CPU) ->
     count = config.training.gradient_accumulation_steps
     with machine.simulated() as ledger:
         step = build_step(eager_on_cpu(config), countable, torch.device("cpu"), Announcer([ledger]))
-        with ledger.watching(step.model, step.optimizers):
+        with ledger.watching(step.model, step.optimizers), taken_for_unpacked():
             _make_optimizer_state(step)
             _run_step(step, count)
         return ledger.trace()
