@@ -70,6 +70,19 @@ def t5() -> Workload:
     return _language(lambda: T5ForConditionalGeneration(T5Config(**shape, **tokens)))
 
 
+def pretrained_vision_transformer() -> Workload:
+    """Its weights are drawn again and again until none is out of bounds."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    config = ViTConfig(**shape, image_size=16, patch_size=4, num_labels=CLASSES)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(model(batch["x"]).logits, batch["y"])
+
+    return Workload(lambda: ViTForImageClassification(config), _pictures, loss)
+
+
 FOREIGN: Mapping[str, Callable[[], Workload]] = {
     "perceptron": perceptron,
     "convolutional": convolutional,
@@ -81,6 +94,7 @@ FOREIGN: Mapping[str, Callable[[], Workload]] = {
     "llama": llama,
     "bert": bert,
     "t5": t5,
+    "vit": pretrained_vision_transformer,
 }
 
 

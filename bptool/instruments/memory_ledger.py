@@ -17,7 +17,10 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor  # no public name tells a fake tensor from a real one
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+)  # no public name tells a fake tensor from a real one
 from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 
 from bptool.instruments.host_memory import stays_on_host
@@ -163,8 +166,8 @@ class MemoryLedger(TorchDispatchMode, Instrument):
             self._asked = id(args[0])
             return args[0].fake_device  # asked for more often than all operations together
         kwargs = kwargs or {}
-        if func is _READ and self._phases[-1:] == ["optimizer"]:
-            return 1.0  # an update rule may scale by a value that it reads (Adafactor); no shape depends on it
+        if func is _READ:
+            return self._read(func, args)
         self._numbers.before_operation()
         result = func(*args, **kwargs)
         if not self._counts_host:
@@ -182,6 +185,18 @@ class MemoryLedger(TorchDispatchMode, Instrument):
             if n_bytes > 0:
                 self._free(self._allocate(n_bytes, _name(func), self._place(args), None))
         return result
+
+    def _read(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> Any:
+        """A tensor's value. A fake one has none; where no shape depends on it, anything will do."""
+        if self._phases[-1:] == ["optimizer"]:
+            return 1.0  # an update rule may scale by it (Adafactor)
+        try:
+            return func(*args)
+        except DataDependentOutputException:
+            if self._phases:
+                raise
+            # A model is being made: `trunc_normal_` draws until nothing is out of bounds, which nothing is then.
+            return 0.0 if args[0].is_floating_point() else 0
 
     def _note_number(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> int:
         """Bytes of the number that autograd keeps of this operation."""

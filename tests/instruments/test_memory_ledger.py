@@ -10,7 +10,7 @@ import torch
 from allocator_events import measured_peak
 from small_runs import small_config
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from bptool.analysis.memory import predict_peak
@@ -186,6 +186,25 @@ class TestNumbers:
         assert lives[0] >= held + 8
         assert x.grad is not None
         assert lives[-1] == held + x.grad.nbytes
+
+
+class TestValues:
+    """Fake tensors have none."""
+
+    def test_a_model_that_is_drawn_until_it_fits(self) -> None:
+        with FakeTensorMode(), MemoryLedger():
+            for bound in (2.0, 0.001):  # it has two ways
+                torch.nn.init.trunc_normal_(torch.empty(3, 4), a=-bound, b=bound)
+
+    def test_a_constant_is_known(self) -> None:
+        with FakeTensorMode(), MemoryLedger():
+            assert torch.tensor(5).item() == 5
+
+    def test_a_step_must_not_depend_on_one(self) -> None:
+        with FakeTensorMode(), MemoryLedger() as ledger, ledger.phase("forward"):
+            x = torch.ones(3).sum()
+            with pytest.raises(DataDependentOutputException):
+                x.item()
 
 
 def test_fake_tensors_take_no_memory() -> None:
