@@ -26,6 +26,7 @@ Rule = Callable[[tuple[Any, ...], Any], int]
 
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "isclose"}
 _UNPROMOTED = {"_to_copy", "copy_", "clone", "where", "masked_fill", "masked_fill_", "fill_", "fill", "_conj"}
+_DTYPES_OF_NUMBERS = {bool: torch.bool, int: torch.int64, complex: torch.complex64}
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 _BLOCK = 60  # side of the block in which a transposed matrix is copied, Copy.cpp
 _GRAIN = 32768  # elements that are worth a thread, TensorIterator.h
@@ -104,7 +105,25 @@ def _promotions(compares: bool, in_place: bool, wraps: tuple[bool, ...], args: t
 
 
 def _common_dtype(operands: list[Any]) -> torch.dtype:
-    return functools.reduce(torch.promote_types, (torch.result_type(operands[0], a) for a in operands))
+    """As `torch.result_type`, which would run on fake tensors: what has dimensions decides, then what has none."""
+    with_dimensions = [a.dtype for a in operands if isinstance(a, Tensor) and a.ndim]
+    without = [a.dtype for a in operands if isinstance(a, Tensor) and not a.ndim]
+    numbers = [
+        _DTYPES_OF_NUMBERS.get(type(a), torch.get_default_dtype()) for a in operands if not isinstance(a, Tensor)
+    ]
+    common: torch.dtype | None = None
+    for dtypes in (with_dimensions, without, numbers):
+        if not dtypes:
+            continue
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        if common is None or _kind(dtype) > _kind(common):
+            common = dtype if common is None else torch.promote_types(common, dtype)
+    assert common is not None, "an operation on nothing"
+    return common
+
+
+def _kind(dtype: torch.dtype) -> int:
+    return 3 if dtype.is_complex else 2 if dtype.is_floating_point else 1 if dtype != torch.bool else 0
 
 
 def _operand_bytes(operand: Any, common: torch.dtype) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes  # what fake mode itself is left with
-from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
 from torch.utils.flop_counter import flop_registry
 
 from bptool.instruments.peak_memory import highest_sum, noted_allocations
@@ -22,12 +23,10 @@ def try_out(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str
 
     The tensors, real or fake, give their shapes, strides and dtypes; each distinct call is run once in a process.
     """
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if sum(t.nbytes for t in tensors) > _MOST_BYTES or _flops(func, args, result) > _MOST_FLOPS:
-        return None
     if torch._C._autograd._profiler_enabled():  # it listens to one at a time
         return None
-    return _tried(func, _frozen(args), _frozen(tuple(kwargs.items())), torch.get_num_threads())
+    call = _frozen((args, tuple(kwargs.items()), result))
+    return _tried(func, call, torch.get_num_threads())
 
 
 class _Layout(NamedTuple):
@@ -45,25 +44,38 @@ def _frozen(argument: Any) -> Any:
     return tuple(_frozen(a) for a in argument) if isinstance(argument, list | tuple) else argument
 
 
-def _thawed(frozen: Any) -> Any:
+def _thawed(frozen: Any, make: Callable[[_Layout], Any]) -> Any:
     if isinstance(frozen, _Layout):
-        return torch.empty_strided(frozen.shape, frozen.stride, dtype=frozen.dtype)
-    return [_thawed(f) for f in frozen] if isinstance(frozen, tuple) else frozen
+        return make(frozen)
+    return [_thawed(f, make) for f in frozen] if isinstance(frozen, tuple) else frozen
 
 
 @functools.cache
-def _tried(func: torch._ops.OpOverload, args: Any, kwargs: Any, n_threads: int) -> int:
+def _tried(func: torch._ops.OpOverload, call: Any, n_threads: int) -> int | None:
+    sizes: list[int] = []
+    args, _, result = _thawed(call, lambda layout: _measure(layout, sizes))
+    if sum(sizes) > _MOST_BYTES or _flops(func, args, result) > _MOST_FLOPS:
+        return None
     with _disable_current_modes(), torch.no_grad():
-        given, named = _thawed(args), dict(_thawed(kwargs))
+        args, kwargs, _ = (_thawed(part, _made) for part in call)
         with noted_allocations() as changes:
-            result = func(*given, **named)
+            result = func(*args, **dict(kwargs))
         del result
     return highest_sum(changes) - sum(changes)
 
 
-def _flops(func: torch._ops.OpOverload, args: tuple[Any, ...], result: Any) -> int:
+def _made(layout: _Layout) -> Tensor:
+    return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype)
+
+
+def _measure(layout: _Layout, sizes: list[int]) -> tuple[int, ...]:
+    sizes.append(math.prod(layout.shape) * layout.dtype.itemsize)
+    return layout.shape
+
+
+def _flops(func: torch._ops.OpOverload, shapes: list[Any], result: Any) -> int:
     """Of products and convolutions; attention's by hand, which torch does not count on a CPU."""
     if "attention" in func.overloadpacket.__name__:
-        return int(10 * args[0].numel() * args[2].shape[2])
+        return int(10 * math.prod(shapes[0]) * shapes[2][2])
     formula = flop_registry.get(func.overloadpacket)
-    return int(formula(*args, out_val=result)) if formula and "backward" not in func.overloadpacket.__name__ else 0
+    return int(formula(*shapes, out_val=result)) if formula and "backward" not in func.overloadpacket.__name__ else 0
