@@ -208,6 +208,17 @@ def _embedding(args: tuple[Any, ...], result: Tensor) -> int:
     return max(copy, _copied(indices) - result.nbytes)
 
 
+def _drawn(args: tuple[Any, ...], result: Tensor) -> int:
+    """Zeros and ones; on Intel's CPUs oneMKL draws them as int32 first (DistributionKernels.cpp)."""
+    return result.numel() * _bytes_of_a_draw()
+
+
+@functools.cache
+def _bytes_of_a_draw() -> int:
+    sample = torch.empty(1000)
+    return (try_out(torch.ops.aten.bernoulli_.float, (sample, 0.5), {}, sample) or 0) // len(sample)
+
+
 def _safe_softmax(args: tuple[Any, ...], result: Tensor) -> int:
     """Which elements are -inf, and which rows hold nothing else; then a number to fill those with."""
     rows: int = result.numel() // max(result.shape[args[1]], 1)
@@ -260,6 +271,7 @@ _RULES: dict[str, Rule] = {
     "_safe_softmax": _safe_softmax,
     "_softmax": lambda args, result: _copied(args[0]),
     "_log_softmax": lambda args, result: _copied(args[0]),
+    "bernoulli_": _drawn,
     "embedding": _embedding,
     "embedding_dense_backward": lambda args, result: _copied(args[1], args[0]),
     "native_layer_norm": lambda args, result: _copied(args[0]),

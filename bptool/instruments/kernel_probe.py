@@ -58,9 +58,11 @@ def _tried(func: torch._ops.OpOverload, call: Any, n_threads: int) -> int | None
         return None
     with _disable_current_modes(), torch.no_grad():
         args, kwargs, _ = (_thawed(part, _made) for part in call)
+        random_state = torch.default_generator.get_state()
         with noted_allocations() as changes:
             result = func(*args, **dict(kwargs))
         del result
+        torch.default_generator.set_state(random_state)
     return highest_sum(changes) - sum(changes)
 
 

@@ -170,7 +170,13 @@ def over_lists(chance: random.Random) -> None:
     torch._foreach_lerp_(tensors, [t.clone() for t in tensors], 0.1)
 
 
-CALLS = [pointwise, in_place, reductions, copies, attention, layer_norms, lookups, products, over_lists]
+def masks(chance: random.Random) -> None:
+    x = some(chance, chance.choice(FLOATS), *sizes(chance, 2))
+    F.dropout(x, 0.3)
+    torch.empty(sizes(chance, 2), dtype=chance.choice(FLOATS[:3])).bernoulli_(0.5)
+
+
+CALLS = [masks, pointwise, in_place, reductions, copies, attention, layer_norms, lookups, products, over_lists]
 
 
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
@@ -202,3 +208,10 @@ class TestWhatIsTriedOut:
             left, right = (torch.empty(30000, 30000) for _ in range(2))
             scratch(ATEN.mm.default, (left, right), {}, left)
         assert not scratch.uncounted
+
+    def test_no_random_number_is_used_up(self) -> None:
+        before = torch.get_rng_state()
+        with FakeTensorMode():
+            x = torch.empty(1234, 7)
+            CpuScratch()(ATEN.bernoulli_.float, (x, 0.25), {}, x)
+        assert torch.equal(torch.get_rng_state(), before)
