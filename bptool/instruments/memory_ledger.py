@@ -110,9 +110,9 @@ class MemoryLedger(TorchDispatchMode, Instrument):
             self._recategorize(begin, "activations")
             if name == "recompute":
                 self._numbers.after_recomputation()
-        elif name == "backward" and self._model is not None:
+        elif name == "backward":
             self._numbers.after_backward()
-            for parameter in self._model.parameters():
+            for parameter in self._model.parameters() if self._model is not None else ():
                 if parameter.grad is not None:
                     self._settle(parameter.grad, "gradients", self._where.owner(parameter))
         elif name == "optimizer" and self._optimizers is not None:

@@ -15,7 +15,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from bptool.analysis.memory import predict_peak
 from bptool.config.schema import Config
-from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.memory_ledger import MemoryLedger
 from bptool.instruments.peak_memory import highest_sum, noted_allocations
 from bptool.training.workload import transformer_workload
@@ -112,13 +111,27 @@ class TestLedger:
 class TestSums:
     """Autograd adds gradients that meet in place of the first, where it alone holds it; fake ones it does not."""
 
-    def test_the_sum_takes_the_first_ones_place(self) -> None:
-        """Two branches: each one's gradient, and no third tensor for their sum."""
-        assert self._peak(lambda x: x.exp() + x.sin()) == self._measured(lambda x: x.exp() + x.sin())
-
-    def test_a_view_is_not_added_to(self) -> None:
-        """Its base holds the storage as well."""
-        assert self._peak(lambda x: x.t().exp().t() + x.sin()) == self._measured(lambda x: x.t().exp().t() + x.sin())
+    @pytest.mark.parametrize(
+        ("function", "tensors"),
+        [
+            (lambda x: x.neg() + x.neg(), 2),
+            (lambda x: x.neg() + x.t().neg().t(), 3),  # a view's base holds its storage too
+        ],
+        ids=["first", "view"],
+    )
+    def test_what_a_backward_needs_for_a_sum(self, function: Callable[[Tensor], Tensor], tensors: int) -> None:
+        """Each branch's gradient, and a third tensor for the sum only where the first is held by somebody else."""
+        with FakeTensorMode(), MemoryLedger() as ledger:
+            loss = self._forward(function)
+            begin = len(ledger.trace().events)
+            loss.backward()
+        live_bytes = ledger.trace().live_bytes
+        with_values = self._forward(function)
+        with noted_allocations() as changes:
+            with_values.backward()
+        rise = int(live_bytes[begin:].max() - live_bytes[begin - 1])
+        assert rise == highest_sum(changes)
+        assert rise // 8000 == tensors
 
     def test_a_formula_is_not_autograd(self) -> None:
         """`a * b + c * d` makes a third tensor, and then lets go of the first two."""
@@ -129,19 +142,9 @@ class TestSums:
         assert int(ledger.trace().live_bytes.max()) == 400
 
     @staticmethod
-    def _backward(function: Callable[[Tensor], Tensor]) -> None:
+    def _forward(function: Callable[[Tensor], Tensor]) -> Tensor:
         x = torch.ones(40, 50, requires_grad=True)
-        function(x * 1.0).sum().backward()
-
-    def _peak(self, function: Callable[[Tensor], Tensor]) -> int:
-        with FakeTensorMode(), MemoryLedger(scratch=CpuScratch()) as ledger:
-            self._backward(function)
-        return int(ledger.trace().live_bytes.max())
-
-    def _measured(self, function: Callable[[Tensor], Tensor]) -> int:
-        with noted_allocations() as changes:
-            self._backward(function)
-        return highest_sum(changes)
+        return function(x.neg()).sum()
 
 
 class TestNumbers:
@@ -178,11 +181,12 @@ class TestNumbers:
             y = x * 2.0
             y.register_hook(lambda gradient: lives.append(live(ledger)))
             z = y.exp() * 3.0
+            unused = y * 4.0
             with ledger.phase("backward"):
                 z.sum().backward()
                 lives.append(live(ledger))
             lives.append(live(ledger))
-        held = x.nbytes + y.nbytes + z.nbytes
+        held = x.nbytes + y.nbytes + z.nbytes + unused.nbytes
         assert lives[0] >= held + 8
         assert x.grad is not None
         assert lives[-1] == held + x.grad.nbytes
