@@ -9,7 +9,7 @@ from bptool.config.schema import Config
 from bptool.errors import ResumeError
 
 _FIXED = ("model.", "optimizer.name", "run.workload")
-_FREE_IN_MODEL = ("model.dropout", "model.attention", "model.weights")
+_FREE_IN_MODEL = ("model.dropout", "model.attention", "model.weights", "model.moe.auxiliary_loss")
 _GUARDED = ("run.seed", "data.", "training.steps", "training.sequence_length", "schedule.", "optimizer.lr")
 _BATCH = ("training.micro_batch_size", "training.gradient_accumulation_steps")
 _PLACE = ("run.name", "run.directory")

@@ -13,7 +13,7 @@ from bptool.training.resume import changed_keys, check_resumable
 
 PLACE = {"run.name", "run.directory"}
 """A folder may be moved: not a change at all."""
-FREE_IN_MODEL = {"model.dropout", "model.attention", "model.weights"}
+FREE_IN_MODEL = {"model.dropout", "model.attention", "model.weights", "model.moe.auxiliary_loss"}
 FIXED = {key for key in all_keys() if key.startswith("model.")} - FREE_IN_MODEL | {"optimizer.name", "run.workload"}
 """Another model, or another meaning of the optimizer's state."""
 GUARDED = {
@@ -68,6 +68,8 @@ BEFORE = parse_config(
         "run.name": "mine",
         "model.n_kv_heads": 4,
         "model.rope.scaling": "llama3",
+        "model.mla.nope_dim": 16,  # with it a latent fits the heads,
+        "model.moe.n_active": 1,  # and with this an expert is enough
         "training.micro_batch_size": 8,
         "training.gradient_accumulation_steps": 1,
     },
