@@ -1,0 +1,202 @@
+"""What adds up to the step's peak: at one instant, each closed form and the ledger's allocations that it stands for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bptool.analysis import closed_forms
+from bptool.analysis.closed_forms import Parameter
+from bptool.analysis.formula import Amount, amount, total
+from bptool.analysis.moments import Moment, block_of
+from bptool.analysis.saved_tensors import (
+    LOG_PROBABILITIES,
+    OUTPUT,
+    after_saved,
+    before_saved,
+    block_saved,
+    recomputed_saved,
+)
+from bptool.config.schema import Config
+from bptool.instruments.memory_trace import Allocation
+from bptool.training.activation_checkpoint import recomputed_blocks
+
+Group = Literal[
+    "weights",
+    "optimizer state",
+    "gradients",
+    "inputs",
+    "blocks",
+    "outside of the blocks",
+    "logits",
+    "the loss's operands",
+    "rest",
+]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One part of what is held.
+
+    Attributes:
+        size: None where there is no closed form.
+        held: the ledger's allocations.
+        why: what makes a difference, should there be one.
+    """
+
+    name: Group
+    size: Amount | None
+    held: Sequence[Allocation]
+    why: str
+
+
+def peak_shares(
+    config: Config, parameters: Sequence[Parameter], live: Sequence[Allocation], moment: Moment, *, states_only: bool
+) -> list[Share]:
+    """What is held at a moment, by closed form; with `states_only` activations have none."""
+    held: defaultdict[Group, list[Allocation]] = defaultdict(list)
+    for allocation in live:
+        held[_group(config, allocation, moment)].append(allocation)
+    at_work = f"blocks.{moment.at_work} is at work" if moment.at_work is not None else "the ledger saw it at work"
+    shares = [
+        Share("weights", closed_forms.weights(parameters).size, held["weights"], _UNTRAINED),
+        Share(
+            "optimizer state",
+            closed_forms.optimizer_state(config, parameters).size,
+            held["optimizer state"],
+            _UNTRAINED,
+        ),
+    ]
+    if states_only:
+        rows: list[Group] = ["gradients", "inputs", "blocks", "outside of the blocks", "rest"]
+        return shares + [Share(name, None, held[name], "") for name in rows]
+    return [
+        *shares,
+        Share("inputs", closed_forms.inputs(config).size, held["inputs"], ""),
+        Share("gradients", _gradients(config, parameters, moment), held["gradients"], f"{at_work}, which has some"),
+        Share("blocks", _blocks(config, moment), held["blocks"], f"{at_work}, which holds a part of its own"),
+        Share(
+            "outside of the blocks",
+            _outside(config, moment),
+            held["outside of the blocks"],
+            "some is released already, or not yet there",
+        ),
+        Share("logits", _logits(config, moment), held["logits"], "not all at once at this instant"),
+        Share("the loss's operands", _operands(config, moment), held["the loss's operands"], "not all at this instant"),
+        Share("rest", None, held["rest"], ""),
+    ]
+
+
+_UNTRAINED = "parameters that are not trained, and buffers, have no gradient and no state"
+
+
+def is_logits(config: Config, allocation: Allocation) -> bool:
+    """Whether it is as wide as the vocabulary for each token of a chunk, and the loss's."""
+    shape = f"[{closed_forms.chunk_of(config)}, {config.model.vocab_size}]"
+    return block_of(allocation.module) is None and allocation.tensor.endswith(shape)
+
+
+def _group(config: Config, allocation: Allocation, moment: Moment) -> Group:
+    new = allocation.born >= moment.since
+    differentiating = moment.phase in ("forward", "backward", "recompute", "step")
+    match allocation.category:
+        case "parameters":
+            return "weights"
+        case "optimizer_state":
+            return "optimizer state"
+        case "inputs":
+            return "inputs"
+    if new and differentiating and is_logits(config, allocation):
+        return "logits"
+    if new and differentiating and _is_waiting(config, allocation, moment):
+        return "outside of the blocks"
+    if allocation.category == "gradients":
+        return "gradients"
+    if allocation.category == "activations":
+        return "outside of the blocks" if block_of(allocation.module) is None else "blocks"
+    return "the loss's operands" if new and _is_operand(config, allocation, moment) else "rest"
+
+
+def _is_operand(config: Config, allocation: Allocation, moment: Moment) -> bool:
+    if not (moment.phase == "forward" and _in_loss(config, moment)):
+        return False
+    tokens = config.training.micro_batch_size * config.training.sequence_length
+    rows = (tokens, closed_forms.chunk_of(config), config.model.vocab_size)
+    ends = tuple(f"[{number}, {config.model.d_model}]" for number in rows)
+    return allocation.module == "final_norm" or (allocation.module == "" and allocation.tensor.endswith(ends))
+
+
+def _is_waiting(config: Config, allocation: Allocation, moment: Moment) -> bool:
+    """The output weights' gradient before it is a parameter's own."""
+    if not allocation.tensor.endswith(f"[{config.model.vocab_size}, {config.model.d_model}]"):
+        return False
+    if moment.phase == "forward":
+        return allocation.category in ("activations", "gradients")
+    return config.model.tied_embeddings and allocation.category != "parameters"
+
+
+def _gradients(config: Config, parameters: Sequence[Parameter], moment: Moment) -> Amount:
+    """Of the blocks that the backward is done with, and of what comes after them."""
+    if moment.micro_batch > 0 or moment.phase in ("clip", "optimizer"):
+        return closed_forms.gradients(parameters).size
+    if moment.phase not in ("backward", "recompute"):
+        return total([])
+    model = config.model
+    done = model.n_layers - moment.blocks
+    each = parameters[0].each
+    in_blocks = sum(p.count for p in parameters if p.in_block) // model.n_layers
+    head = 0 if model.tied_embeddings else model.vocab_size * model.d_model
+    norm = sum(p.count for p in parameters if not p.in_block and len(p.shape) == 1)
+    after = head + (norm if done or moment.at_work is not None else 0)
+    return total([amount(each, blocks=done, P=in_blocks), amount(each, P=after)])
+
+
+def _blocks(config: Config, moment: Moment) -> Amount:
+    """All that the blocks keep; the one at work counts as a whole."""
+    backward = moment.phase in ("backward", "recompute")
+    saved = [saved for index in range(moment.blocks) for saved in _block(config, index, moment)]
+    if backward and moment.at_work in recomputed_blocks(config.model.n_layers, config.activation_checkpoint):
+        saved += [one.size for one in recomputed_saved(config)]
+    return total(saved)
+
+
+def _block(config: Config, index: int, moment: Moment) -> list[Amount]:
+    return [s.size for s in block_saved(config, index) if not (index == moment.at_work and s.name == OUTPUT)]
+
+
+def _outside(config: Config, moment: Moment) -> Amount:
+    if moment.phase not in ("forward", "backward", "recompute", "step"):
+        return total([])
+    saved = [one.size for one in before_saved(config)]
+    if _in_loss(config, moment):
+        return total([*saved, *(one.size for one in after_saved(config) if one.name != LOG_PROBABILITIES)])
+    if moment.phase == "forward":
+        return total(saved)
+    waiting = amount(_stream(config), V=config.model.vocab_size, h=config.model.d_model)
+    tied = [waiting] if config.model.tied_embeddings else []
+    if moment.blocks == 0:
+        return total(tied * 3)  # the output's gradient, the embedding's, and their sum
+    norm = [one.size for one in after_saved(config) if one.module == "final_norm"]
+    return total([*saved, *tied, *(norm if moment.module == "final_norm" else [])])
+
+
+def _stream(config: Config) -> int:
+    return 2 if config.precision.mode == "bf16" else 4
+
+
+def _logits(config: Config, moment: Moment) -> Amount:
+    """While the loss is taken or differentiated."""
+    now = moment.phase in ("forward", "backward") and _in_loss(config, moment)
+    return closed_forms.logits(config).size if now else total([])
+
+
+def _operands(config: Config, moment: Moment) -> Amount:
+    now = moment.phase == "forward" and _in_loss(config, moment)
+    return closed_forms.loss_operands(config).size if now else total([])
+
+
+def _in_loss(config: Config, moment: Moment) -> bool:
+    through = moment.module == "final_norm" and moment.phase != "forward"
+    return moment.at_work is None and moment.blocks == config.model.n_layers and not through

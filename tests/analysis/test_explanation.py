@@ -1,0 +1,198 @@
+"""The audit: terms beside the ledger's counts, what adds up to the peak, and what it says where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from small_runs import masked_regression, small_config
+
+from bptool.analysis.explanation import Explanation, explain
+from bptool.analysis.simulation import STEADY, simulate
+from bptool.config.overrides import override
+from bptool.instruments.memory_trace import MemoryTrace
+from bptool.training.workload import transformer_workload
+
+GPT = {
+    "model.norm": "layernorm",
+    "model.position": "learned",
+    "model.activation": "gelu",
+    "model.bias": True,
+    "model.d_ff": 64,
+}
+STATES = ["weights", "gradients", "optimizer state"]
+SMALL_LOSS = {"model.vocab_size": 8, "model.n_layers": 4}
+"""The peak is in a block and not in the loss."""
+CASES: list[dict[str, object]] = [
+    {},
+    GPT,
+    {"precision.mode": "bf16-mixed", "training.gradient_accumulation_steps": 3},
+    {"precision.mode": "bf16", "model.tied_embeddings": False},
+    {"training.loss": "plain", "precision.mode": "fp16-mixed", "optimizer.name": "muon"},
+    {**SMALL_LOSS, "activation_checkpoint.policy": "full"},
+    {**SMALL_LOSS, "activation_checkpoint.policy": "every_k", "optimizer.name": "adafactor"},
+    {"training.micro_batch_size": 1, "optimizer.name": "sgd", "optimizer.implementation": "foreach"},
+]
+
+
+def traced(changes: Mapping[str, object] | None = None) -> tuple[Explanation, MemoryTrace]:
+    config = small_config(changes)
+    trace = simulate(config, transformer_workload(config))
+    return explain(config, trace), trace
+
+
+@pytest.mark.parametrize("changes", CASES, ids=lambda changes: "-".join(str(v) for v in changes.values()))
+def test_every_term_is_the_ledgers_to_the_byte(changes: dict[str, object]) -> None:
+    explanation, _ = traced(changes)
+    assert {term.name: term.difference_bytes for term in explanation.terms if term.difference_bytes} == {}
+    assert all(part.difference_bytes == 0 for term in explanation.terms for part in term.parts)
+    assert len(explanation.terms) >= 8
+    assert explanation.no_closed_form == []
+
+
+@pytest.mark.parametrize("changes", CASES, ids=lambda changes: "-".join(str(v) for v in changes.values()))
+def test_the_peak_is_all_there(changes: dict[str, object]) -> None:
+    explanation, trace = traced(changes)
+    peak = int(trace.live_bytes[trace.peak_event(STEADY)])
+    assert explanation.peak_ledger_bytes == peak == sum(term.ledger_bytes for term in explanation.peak)
+    assert explanation.peak_predicted_bytes == sum(term.predicted_bytes or 0 for term in explanation.peak)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        GPT,
+        {"precision.mode": "bf16-mixed"},
+        {"training.loss": "plain"},
+        {"precision.mode": "bf16", "model.tied_embeddings": False},
+        {"precision.mode": "bf16-mixed", "training.gradient_accumulation_steps": 2},
+    ],
+)
+def test_a_peak_in_the_loss_is_known_to_a_per_mille(changes: dict[str, object]) -> None:
+    """What is left has a few scalars, targets and biases."""
+    explanation, _ = traced({"model.vocab_size": 256, **changes})
+    assert "blocks" not in explanation.peak_instant
+    assert explanation.peak_predicted_bytes == pytest.approx(explanation.peak_ledger_bytes, rel=4e-3)
+
+
+def test_a_peak_in_the_backward_of_a_recomputed_block() -> None:
+    """By hand: 4 blocks' inputs and one block's worth; what the block at work has released is all that is missing."""
+    explanation, _ = traced({**SMALL_LOSS, "activation_checkpoint.policy": "full"})
+    assert explanation.peak_instant.startswith("backward")
+    assert "blocks.0" in explanation.peak_instant
+    blocks = next(term for term in explanation.peak if term.name == "blocks")
+    worth = next(t for t in traced(SMALL_LOSS)[0].terms if t.name.startswith("activations of blocks."))
+    stream = 4 * 2 * 16 * 16
+    assert worth.predicted_bytes is not None
+    assert blocks.predicted_bytes == worth.predicted_bytes - stream + 5056
+    assert -worth.predicted_bytes < (blocks.difference_bytes or 0) < 0
+    assert blocks.why.startswith("blocks.0 is at work")
+
+
+def test_what_no_closed_form_has_is_named_by_its_operation() -> None:
+    explanation, trace = traced({"optimizer.implementation": "foreach", "model.d_model": 64, "model.context_length": 2})
+    rest = next(term for term in explanation.peak if term.name == "rest")
+    assert explanation.peak_instant.startswith("optimizer, aten._foreach")
+    assert (rest.predicted_bytes, rest.difference_bytes, rest.formula) == (None, None, "")
+    assert rest.why.startswith("no closed form: aten._foreach")
+    assert rest.why in explanation.verdict
+    assert trace.events[trace.peak_event(STEADY)].op in rest.why
+
+
+class TestDisagreement:
+    """A ledger that counts otherwise is told of, at the tensor."""
+
+    config = small_config({"precision.mode": "bf16-mixed"})
+
+    def altered(self, op: str, module: str, n_bytes: int) -> Explanation:
+        trace = simulate(self.config, transformer_workload(self.config))
+        index = max(i for i, a in enumerate(trace.allocations) if (a.op, a.module) == (op, module))
+        allocations = list(trace.allocations)
+        allocations[index] = replace(allocations[index], n_bytes=n_bytes)
+        return explain(self.config, MemoryTrace(allocations, trace.events))
+
+    def test_a_larger_tensor_in_a_block(self) -> None:
+        before = 2 * 2 * 16 * 32  # the 16-bit output of silu
+        explanation = self.altered("aten.silu", "blocks.0.feed_forward", before + 1000)
+        block = next(term for term in explanation.terms if term.name == "activations of blocks.0")
+        assert block.difference_bytes == 1000
+        missing, unforeseen = (part for part in block.parts if part.difference_bytes != 0)
+        assert (missing.ledger_bytes, missing.why.split(":")[0]) == (0, "the ledger has no such tensor")
+        assert (unforeseen.ledger_bytes, unforeseen.predicted_bytes) == (before + 1000, None)
+        assert unforeseen.why == "aten.silu made it; no closed form has it"
+        assert "activations of blocks.0 by +1,000 B" in explanation.verdict
+
+    def test_agreement_is_said(self) -> None:
+        assert explain(self.config, simulate(self.config, transformer_workload(self.config))).verdict.startswith(
+            "8 of 8 closed forms agree with the ledger to the byte. At the peak they account for "
+        )
+
+
+class TestWhatHasNoClosedForm:
+    def test_an_unknown_setting(self) -> None:
+        """Only what follows from the parameters that the ledger saw."""
+        explanation, _ = traced({"model.norm": "none", "optimizer.name": "muon"})
+        assert explanation.no_closed_form == ["model.norm = 'none'"]
+        assert [term.name for term in explanation.terms] == STATES
+        assert all(term.difference_bytes == 0 for term in explanation.terms)
+        assert explanation.verdict.endswith("No closed form for model.norm = 'none'.")
+        activations = [t for t in explanation.peak if t.name in ("blocks", "outside of the blocks", "rest")]
+        assert activations
+        assert {term.predicted_bytes for term in activations} == {None}
+
+    def test_a_users_own_module(self) -> None:
+        config = override(small_config(), {"run.workload": "my_model.py:perceptron"})
+        explanation = explain(config, simulate(config, masked_regression()))
+        assert [(t.name, t.predicted_bytes, t.ledger_bytes) for t in explanation.terms] == [
+            ("weights", 4 * 32, 4 * 32),
+            ("gradients", 4 * 32, 4 * 32),
+            ("optimizer state", 8 * 32 + 4 * 4, 8 * 32 + 4 * 4),
+        ]
+        assert explanation.no_closed_form == ["the activations of my_model.py:perceptron"]
+        assert explanation.literature == []
+
+    def test_frozen_parameters_are_why(self) -> None:
+        workload = masked_regression()
+
+        def model() -> object:
+            perceptron = workload.model()
+            next(perceptron.children()).requires_grad_(False)  # 3 x 5 + 5 of 32
+            return perceptron
+
+        config = override(small_config(), {"run.workload": "my_model.py:perceptron"})
+        explanation = explain(config, simulate(config, replace(workload, model=model)))  # type: ignore[arg-type]
+        gradients = explanation.terms[1]
+        assert gradients.difference_bytes == -4 * 20
+        assert gradients.why.startswith("parameters that are not trained")
+
+
+class TestLiterature:
+    def test_a_gpt_layer_beside_the_papers(self) -> None:
+        explanation, _ = traced({**GPT, "precision.mode": "bf16-mixed"})
+        sbh = 16 * 2 * 16
+        assert [term.predicted_bytes for term in explanation.literature] == [34 * sbh + 5 * 2 * 16 * 16 * 2, 34 * sbh]
+        assert explanation.literature[0].why.startswith("fused attention keeps no scores; there is no dropout; ")
+        assert "under autocast the residual stream stays float32 (4.00 KiB)" in explanation.literature[0].why
+
+    def test_recomputed_and_other_layers(self) -> None:
+        recomputed, _ = traced({**GPT, "activation_checkpoint.policy": "full"})
+        assert [term.predicted_bytes for term in recomputed.literature] == [2 * 16 * 2 * 16]
+        assert traced()[0].literature == []
+
+
+def test_bytes_a_parameter_of_mixed_precision() -> None:
+    """Weights of linear layers are copied, embeddings and norms are not."""
+    explanation, _ = traced({"precision.mode": "bf16-mixed"})
+    *lasting, copies = explanation.bytes_per_parameter
+    assert [row.lasting for row in lasting] == [True, True, True]
+    linear = 2 * (4 * 16 * 16 + 3 * 16 * 32)
+    every = linear + 32 * 16 + 5 * 16
+    assert copies.per_parameter_bytes == pytest.approx(2 * linear / every)
+    assert not copies.lasting
+
+
+def test_it_is_json_and_back() -> None:
+    explanation, _ = traced(GPT)
+    assert Explanation.model_validate_json(explanation.model_dump_json()) == explanation
