@@ -85,10 +85,11 @@ _NO_MATTER = ("run", "data", "schedule", "checkpoint", "evaluation", "logging", 
 
 def uncovered(config: Config) -> list[str]:
     """What the closed forms do not know: `model.norm = 'none'`. Keys that came after them count where they are set."""
+    usual = {"model.query_scale_dim": config.model.head_dim}  # `auto`, which is a number by now
     return [
         f"{key} = {value!r}"
         for key, value in dotted(config).items()
-        if key.split(".")[0] not in _NO_MATTER and not _is_covered(key, value)
+        if key.split(".")[0] not in _NO_MATTER and usual.get(key) != value and not _is_covered(key, value)
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from bptool.analysis.caching_allocator import replay
 from bptool.analysis.depth import Extended
 from bptool.analysis.machine import Machine
-from bptool.analysis.memory_estimate import MemoryEstimate, readings
+from bptool.analysis.memory_estimate import MemoryEstimate, module_bytes, readings
 from bptool.analysis.simulation import STEADY, simulate_deep
 from bptool.config.schema import Config
 from bptool.errors import BptoolError, TargetError
@@ -101,6 +101,8 @@ def estimate(question: Question, step: Simulated) -> MemoryEstimate:
     return MemoryEstimate.model_validate(
         {
             **read,
+            # As asked for: what an allocator adds here and there would make like modules differ.
+            "modules": module_bytes(step.requested),
             "target": question.target,
             "settings": list(question.settings),
             "device": machine.device,

@@ -11,6 +11,7 @@ import torch
 
 from bptool.analysis.alternatives import fitting, largest_micro_batch, longest_sequence, what_if
 from bptool.analysis.estimate import Question, Simulated, estimate, simulated
+from bptool.analysis.explanation import explain
 from bptool.analysis.machine import Machine, machine_named
 from bptool.analysis.memory_estimate import MemoryEstimate
 from bptool.analysis.snapshot_diff import diff
@@ -31,12 +32,14 @@ class Further:
     Attributes:
         what_if: what each switch would save.
         limits: the settings, the largest micro-batch and the longest sequence that fit.
+        explain: the closed forms, beside what was counted.
         validate: a real step.
         snapshot: a snapshot of PyTorch's allocator to compare with.
     """
 
     what_if: bool = False
     limits: bool = False
+    explain: bool = False
     validate: bool = False
     snapshot: Path | None = None
 
@@ -83,6 +86,8 @@ def answer(question: Question, further: Further) -> tuple[MemoryEstimate, Simula
             more["measured"] = measured(question, step)
         if theirs:
             more["snapshot_diff"] = diff(step.requested, step.peak_event, theirs)
+        if further.explain:
+            more["explanation"] = explain(question.config, step.requested)
         if further.what_if:
             more["what_if"] = what_if(question)
         if further.limits or step.fits is False:

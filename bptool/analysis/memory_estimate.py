@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bptool.analysis.explanation import Explanation
 from bptool.analysis.result import Result
 from bptool.analysis.simulation import STEADY, first_step_peak
 from bptool.analysis.snapshot_diff import SnapshotDiff
@@ -120,6 +121,7 @@ class MemoryEstimate(Result):
         extrapolated_from_layers: depths that were simulated; empty where the model itself was.
         largest: tensors at the peak, alike ones together, the largest first.
         fitting: settings that fit, the cheapest first, where they were asked for.
+        explanation: the closed forms beside what was counted, where they were asked for.
         snapshot_diff: the estimate beside a snapshot of the real thing, where one was given.
         largest_micro_batch_size, longest_sequence_length: that fit, all else as it is, where they were asked for.
     """
@@ -158,6 +160,7 @@ class MemoryEstimate(Result):
     fitting: list[Fitting] = Field(default_factory=list)
     largest_micro_batch_size: int | None = None
     longest_sequence_length: int | None = None
+    explanation: Explanation | None = None
     snapshot_diff: SnapshotDiff | None = None
 
 
@@ -239,7 +242,6 @@ def readings(trace: MemoryTrace) -> dict[str, object]:
         "at_peak": categories_at(trace, peak),
         "maximum": category_maxima(trace),
         "loss_bytes": total_bytes(a for a in live if _is_of_the_loss(a)),
-        "modules": module_bytes(trace),
         "ops": bytes_by_op(trace, peak),
         "largest": largest_tensors(trace, peak),
     }

@@ -28,7 +28,7 @@ def export(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run's newest model for transformers: GPT-2 or Llama."""
+    """Write a run's newest model for transformers."""
     from bptool.analysis.export import export_run
     from bptool.config.schema import RunSettings
     from bptool.report.export import render

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _EXAMPLE = """\b
 Examples:
   bptool memory-estimate llama3-8b --gpu h100
-  bptool memory-estimate gpt2 training.micro_batch_size=32 --gpu rtx4090 --what-if
+  bptool memory-estimate gpt2 --gpu rtx4090 --fit 12GiB
   bptool memory-estimate my_model.py:vit --validate"""
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda; the GPU need not be there.")]
@@ -74,10 +74,10 @@ def memory_estimate(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Predict the memory of a training step, from any machine for any.
+    """Predict the memory of a training step.
 
-    The trainer's own step is simulated; nothing is allocated. Exit codes: 0 it fits, 1 it does not, 2 a wrong command
-    line, config or model, 3 the machine said no.
+    The trainer's own step is simulated, for this machine or for a GPU that is not there; nothing is allocated. Exit
+    codes: 0 it fits, 1 it does not, 2 a wrong command line, config or model, 3 the machine said no.
     """
     target, overrides = split_words(words)
     _refuse(device, gpu, [file for file in (html, snapshot) if file and file.exists() and not force])
@@ -86,7 +86,8 @@ def memory_estimate(
 
     with redirect_stdout(sys.stderr):  # what the user's own code prints is not our result
         question = ask(target, overrides, device=device, gpu=gpu, capacity=fit)
-        further = Further(what_if=what_if, limits=fit is not None, validate=validate, snapshot=snapshot_diff)
+        limits = fit is not None
+        further = Further(what_if, limits, explain, validate, snapshot_diff)
         result, step = answer(question, further)
     if html:
         _write_page(html, result, step)

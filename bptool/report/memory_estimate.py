@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bptool.analysis.memory_estimate import CategoryBytes, MemoryEstimate
 from bptool.instruments.memory_trace import CATEGORIES
+from bptool.report.explanation import render_explanation
 from bptool.report.module_tree import ModuleNode, module_tree
 from bptool.report.snapshot_diff import render_diff
 from bptool.report.text import aligned, columns, next_commands
@@ -32,6 +33,7 @@ def render(estimate: MemoryEstimate, picture: str = "") -> str:
         _modules(estimate),
         *([_what_if(estimate)] if estimate.what_if else []),
         *([_fitting(estimate)] if estimate.fitting or estimate.fits is False else []),
+        *([render_explanation(estimate.explanation)] if estimate.explanation else []),
         *([render_diff(estimate.snapshot_diff)] if estimate.snapshot_diff else []),
         "assuming\n" + "\n".join(f"  {sentence}" for sentence in estimate.assumptions),
         next_commands(_next(estimate)),

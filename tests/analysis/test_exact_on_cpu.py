@@ -10,7 +10,7 @@ from allocator_events import first_departure, measured_peak, predicted, tracked_
 from foreign_models import FOREIGN
 from small_runs import small_config
 
-from bptool.analysis.simulation import STEADY
+from bptool.analysis.simulation import STEADY, simulate
 from bptool.config.schema import Config
 from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.memory_ledger import MemoryLedger
@@ -120,7 +120,7 @@ SLOW: list[dict[str, Any]] = [
 
 def surplus(config: Config, workload: Workload) -> int:
     """What the allocator held beyond the prediction."""
-    trace = predicted(config, workload)
+    trace = simulate(config, workload)
     return measured_peak(config, workload) - int(trace.live_bytes[trace.peak_event(STEADY)])
 
 
@@ -154,7 +154,11 @@ def test_the_peak_falls_in_every_phase() -> None:
     settings = {
         "forward": {},
         "backward": PLAIN,
-        "recompute": FULL | EAGER | optimizer("sgd") | {"model.context_length": 512, "training.micro_batch_size": 1},
+        "recompute": FULL
+        | EAGER
+        | DROPOUT
+        | optimizer("sgd")
+        | {"model.context_length": 512, "training.micro_batch_size": 1},
         "optimizer": optimizer("adamw", "foreach") | {"training.micro_batch_size": 1, "model.context_length": 4},
     }
     for phase, changes in settings.items():
