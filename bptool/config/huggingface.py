@@ -139,7 +139,7 @@ def _read_activation(family: Family, config: JsonObject, problems: list[str]) ->
 
 def _read_dense_blocks(family: Family, config: JsonObject, problems: list[str]) -> JsonObject:
     found = config.get(family.dense_blocks) or []
-    if found == list(range(len(found))):
+    if isinstance(found, list) and found == list(range(len(found))):
         return {"moe.n_dense_layers": len(found)} if family.dense_blocks else {}
     problems.append(f"{family.dense_blocks} = {found!r}: bptool only builds blocks without experts before all others")
     return {}

@@ -47,7 +47,10 @@ def read_rope(family: Family, config: JsonObject, context_length: Any, problems:
         return {}
     near: JsonObject = {}
     if {"full_attention", "sliding_attention"} & given.keys():
-        near, given = given.get("sliding_attention") or {}, given.get("full_attention") or {}
+        near, given = (given.get(kind) or {} for kind in ("sliding_attention", "full_attention"))
+        if not (isinstance(near, dict) and isinstance(given, dict)):
+            problems.append("rope_parameters: full_attention and sliding_attention must be objects")
+            return {}
     found = _read_one(family, config, given, context_length, problems)
     if family.local_theta:
         found["local_theta"] = near.get("rope_theta", config.get("rope_local_base_freq", family.local_theta))

@@ -17,13 +17,14 @@ def read_window(window: Window | None, config: JsonObject, n_layers: Any, proble
     if window is None or (window.switch and not config.get(window.switch)):
         return {}
     width = config.get("sliding_window", window.default) or 0
-    pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern")) or window.pattern
-    if not window.by_types or type(n_layers) is not int:
-        return {"sliding_window": width, "sliding_window_pattern": pattern}
+    if not window.by_types or type(n_layers) is not int or n_layers < 1:
+        return {"sliding_window": width, "sliding_window_pattern": window.pattern}
+    pattern = _whole(config.get("sliding_window_pattern", config.get("_sliding_window_pattern")), window.pattern)
     types = config.get("layer_types") or _types_without(config, n_layers, pattern)
     if types == [_FAR] * n_layers:
         return {"sliding_window": 0}
-    for candidate in (pattern, 0, *range(1, n_layers + 1)):
+    first = types.index(_FAR) + 1 if isinstance(types, list) and _FAR in types else 0
+    for candidate in (pattern, first):
         if types == _types(n_layers, candidate):
             return {"sliding_window": width, "sliding_window_pattern": candidate}
     problems.append(
@@ -52,8 +53,13 @@ def _types_without(config: JsonObject, n_layers: int, pattern: int) -> list[str]
     """What transformers takes for `layer_types`: Qwen's windows begin at a block, Gemma's come in turns."""
     if pattern:
         return _types(n_layers, pattern)
-    first = config.get("max_window_layers", 28)
+    first = _whole(config.get("max_window_layers"), 28)
     return [_FAR if number < first else _NEAR for number in range(n_layers)]
+
+
+def _whole(value: Any, default: int) -> int:
+    """The value where it is a number that can be counted to."""
+    return value if type(value) is int and value >= 0 else default
 
 
 def _types(n_layers: int, pattern: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from typing import Any
@@ -280,3 +281,17 @@ def test_the_plainest_family_that_computes_the_same_is_written(keys: dict[str, A
     assert written["model_type"] == family
     again = read(written)
     assert huggingface_config(again) == written
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_value_brings_it_down(name: str) -> None:
+    """Each key with values that make no sense there: a model, or one error that tells what is wrong."""
+    config = transformers.AutoConfig.for_model(name).to_dict() | {"use_sliding_window": True, "rope_scaling": None}
+    config |= {"sliding_window_pattern": 3, "mlp_only_layers": [], "max_window_layers": 1}
+    older = {key: value for key, value in config.items() if key not in ("layer_types", "rope_parameters")}
+    values = ["x", -1, ["a"], 3.5, True, 10**5, {"sliding_attention": "x"}, {"rope_type": "yarn", "factor": "x"}]
+    for spelling in (config, older):
+        for key in spelling.keys() - {"model_type"}:
+            for value in values:
+                with contextlib.suppress(ConfigError):
+                    assert isinstance(read({**spelling, key: value}), ModelSettings)
