@@ -12,18 +12,27 @@ from bptool.config.schema import ModelSettings
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Number of parameters in each part of a model; with tied embeddings `head` is 0."""
+    """Number of parameters in each part of a model; with tied embeddings `head` is 0.
+
+    `idle` are those of the blocks' that are of experts which a token does not take.
+    """
 
     embedding: int
     position: int
     blocks: int
     final_norm: int
     head: int
+    idle: int = 0
 
     @property
     def total(self) -> int:
         """All the parameters, each counted once."""
         return self.embedding + self.position + self.blocks + self.final_norm + self.head
+
+    @property
+    def active(self) -> int:
+        """Those that one token meets."""
+        return self.total - self.idle
 
 
 def count_parameters(settings: ModelSettings) -> ParameterCount:
@@ -35,6 +44,7 @@ def count_parameters(settings: ModelSettings) -> ParameterCount:
         blocks=sum(_block_parameters(settings, block) for block in range(settings.n_layers)),
         final_norm=_norm_parameters(settings),
         head=0 if settings.tied_embeddings else vocab_size * d_model,
+        idle=sum(_idle_weights(settings, block) for block in range(settings.n_layers)),
     )
 
 
@@ -79,11 +89,12 @@ def _taken_weights(settings: ModelSettings, block: int) -> int:
     return settings.d_model * (moe.n_experts + matrices * moe.d_expert * (moe.n_active + moe.n_shared))
 
 
-def _held_weights(settings: ModelSettings, block: int) -> int:
-    """All of them."""
-    moe = settings.moe
-    idle = _feed_forward_matrices(settings) * settings.d_model * moe.d_expert * (moe.n_experts - moe.n_active)
-    return _taken_weights(settings, block) + (idle if settings.has_experts(block) else 0)
+def _idle_weights(settings: ModelSettings, block: int) -> int:
+    """The matrices of the experts that a token does not take."""
+    if not settings.has_experts(block):
+        return 0
+    idle = settings.moe.n_experts - settings.moe.n_active
+    return idle * _feed_forward_matrices(settings) * settings.d_model * settings.moe.d_expert
 
 
 def _block_parameters(settings: ModelSettings, block: int) -> int:
@@ -95,7 +106,8 @@ def _block_parameters(settings: ModelSettings, block: int) -> int:
     head_norms += settings.mla.q_rank + settings.mla.kv_rank if settings.mla.kv_rank else 0
     corrections = settings.moe.n_experts if settings.has_experts(block) and settings.moe.router == "sigmoid" else 0
     norms = (4 if settings.post_norm else 2) * _norm_parameters(settings)
-    return _attention_weights(settings) + _held_weights(settings, block) + biases + corrections + head_norms + norms
+    weights = _attention_weights(settings) + _taken_weights(settings, block) + _idle_weights(settings, block)
+    return weights + biases + corrections + head_norms + norms
 
 
 def _feed_forward_matrices(settings: ModelSettings) -> int:

@@ -143,6 +143,17 @@ def test_published_models_have_the_parameters_of_transformers(name: str) -> None
     assert count_parameters(settings).total == model.num_parameters() + corrections == PARAMETERS[name]
 
 
+@pytest.mark.parametrize(("name", "billions"), [("mixtral-8x7b", 12.9), ("qwen3-30b-a3b", 3.3), ("deepseek-v3", 37)])
+def test_active_parameters_are_those_that_are_published(name: str, billions: float) -> None:
+    """Which are rounded down, Mixtral's excepted."""
+    assert count_parameters(read(PUBLISHED[name])).active / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+def test_all_parameters_are_active_without_experts() -> None:
+    parts = count_parameters(read(PUBLISHED["qwen3-8b"]))
+    assert parts.active == parts.total
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_survive_transformers_own_spelling(name: str) -> None:
     """What transformers 5 writes for the same model: `rope_parameters`, `layer_types`, every key there is."""
