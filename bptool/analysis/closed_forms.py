@@ -16,6 +16,7 @@ from bptool.analysis.saved_tensors import layout
 from bptool.config.keys import dotted, fields
 from bptool.config.schema import Config, ModelSettings
 from bptool.model.loss import chunk_tokens
+from bptool.training.activation_checkpoint import recomputed_blocks
 
 KORTHIKANTI = 'Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models"'
 ZERO = 'Rajbhandari et al. 2020, "ZeRO", section 3.1'
@@ -223,6 +224,20 @@ def loss_operands(config: Config) -> Term:
         operands.append(amount(8, C=chunk_of(config), h=config.model.d_model))
     source = "the last norm's output, and autocast's copies or a chunk's gradient, before and after masking"
     return Term("the loss's operands", total(operands), source)
+
+
+def autocast_cache(config: Config, blocks: int) -> Term:
+    """16-bit copies that only autocast holds, until its end, after the forward of so many blocks.
+
+    A bias's, which no backward reads, and all of a recomputed block, whose backward makes its own.
+    """
+    model = config.model
+    recomputed = sum(i < blocks for i in recomputed_blocks(model.n_layers, config.activation_checkpoint))
+    biases = sum(prod(shape) for shape in _matrices(model) if len(shape) == 1)
+    linear = sum(prod(shape) for shape in _matrices(model) if len(shape) == 2)
+    sizes = [amount(2, blocks=recomputed, W=linear), amount(2, blocks=blocks, biases=biases)]
+    used = [size for size in sizes if size.n_bytes] if layout(config).mixed else []
+    return Term("autocast's cache", total(used), "autocast keeps 16-bit copies of parameters until the forward ends")
 
 
 def chunk_of(config: Config) -> int:

@@ -20,7 +20,7 @@ from bptool.analysis.saved_tensors import (
     recomputed_saved,
 )
 from bptool.config.schema import Config
-from bptool.instruments.memory_trace import Allocation
+from bptool.instruments.memory_trace import Allocation, Category
 from bptool.training.activation_checkpoint import recomputed_blocks
 
 Group = Literal[
@@ -28,10 +28,12 @@ Group = Literal[
     "optimizer state",
     "gradients",
     "inputs",
+    "activations",
     "blocks",
     "outside of the blocks",
     "logits",
     "the loss's operands",
+    "autocast's cache",
     "rest",
 ]
 
@@ -55,10 +57,11 @@ class Share:
 def peak_shares(
     config: Config, parameters: Sequence[Parameter], live: Sequence[Allocation], moment: Moment, *, states_only: bool
 ) -> list[Share]:
-    """What is held at a moment, by closed form; with `states_only` activations have none."""
+    """What is held at a moment, by closed form; with `states_only` only weights and the optimizer's state have one."""
     held: defaultdict[Group, list[Allocation]] = defaultdict(list)
     for allocation in live:
-        held[_group(config, allocation, moment)].append(allocation)
+        group = _CATEGORY_GROUPS[allocation.category] if states_only else _group(config, allocation, moment)
+        held[group].append(allocation)
     at_work = f"blocks.{moment.at_work} is at work" if moment.at_work is not None else "the ledger saw it at work"
     shares = [
         Share("weights", closed_forms.weights(parameters).size, held["weights"], _UNTRAINED),
@@ -70,7 +73,7 @@ def peak_shares(
         ),
     ]
     if states_only:
-        rows: list[Group] = ["gradients", "inputs", "blocks", "outside of the blocks", "rest"]
+        rows: list[Group] = ["gradients", "inputs", "activations", "rest"]
         return shares + [Share(name, None, held[name], "") for name in rows]
     return [
         *shares,
@@ -85,6 +88,9 @@ def peak_shares(
         ),
         Share("logits", _logits(config, moment), held["logits"], "not all at once at this instant"),
         Share("the loss's operands", _operands(config, moment), held["the loss's operands"], "not all at this instant"),
+        Share(
+            "autocast's cache", _cache(config, moment), held["autocast's cache"], "some of the block's are not made yet"
+        ),
         Share("rest", None, held["rest"], ""),
     ]
 
@@ -98,16 +104,21 @@ def is_logits(config: Config, allocation: Allocation) -> bool:
     return block_of(allocation.module) is None and allocation.tensor.endswith(shape)
 
 
+_CATEGORY_GROUPS: dict[Category, Group] = {
+    "parameters": "weights",
+    "optimizer_state": "optimizer state",
+    "inputs": "inputs",
+    "gradients": "gradients",
+    "activations": "activations",
+    "temporaries": "rest",
+}
+
+
 def _group(config: Config, allocation: Allocation, moment: Moment) -> Group:
     new = allocation.born >= moment.since
     differentiating = moment.phase in ("forward", "backward", "recompute", "step")
-    match allocation.category:
-        case "parameters":
-            return "weights"
-        case "optimizer_state":
-            return "optimizer state"
-        case "inputs":
-            return "inputs"
+    if allocation.category in ("parameters", "optimizer_state", "inputs"):
+        return _CATEGORY_GROUPS[allocation.category]
     if new and differentiating and is_logits(config, allocation):
         return "logits"
     if new and differentiating and _is_waiting(config, allocation, moment):
@@ -116,7 +127,18 @@ def _group(config: Config, allocation: Allocation, moment: Moment) -> Group:
         return "gradients"
     if allocation.category == "activations":
         return "outside of the blocks" if block_of(allocation.module) is None else "blocks"
+    if new and moment.phase == "forward" and _is_cached(allocation):
+        return "autocast's cache"
     return "the loss's operands" if new and _is_operand(config, allocation, moment) else "rest"
+
+
+def _is_cached(allocation: Allocation) -> bool:
+    """A copy of a linear layer's weight or bias; that of its input has three dimensions."""
+    is_copy = allocation.op == "aten._to_copy" and block_of(allocation.module) is not None
+    return is_copy and allocation.module.endswith(_LINEAR) and allocation.tensor.count(",") < 2
+
+
+_LINEAR = (".query", ".key", ".value", ".output", ".gate", ".up", ".down")
 
 
 def _is_operand(config: Config, allocation: Allocation, moment: Moment) -> bool:
@@ -195,6 +217,10 @@ def _logits(config: Config, moment: Moment) -> Amount:
 def _operands(config: Config, moment: Moment) -> Amount:
     now = moment.phase == "forward" and _in_loss(config, moment)
     return closed_forms.loss_operands(config).size if now else total([])
+
+
+def _cache(config: Config, moment: Moment) -> Amount:
+    return closed_forms.autocast_cache(config, moment.blocks).size if moment.phase == "forward" else total([])
 
 
 def _in_loss(config: Config, moment: Moment) -> bool:

@@ -68,6 +68,8 @@ def test_the_peak_is_all_there(changes: dict[str, object]) -> None:
         {"training.loss": "plain"},
         {"precision.mode": "bf16", "model.tied_embeddings": False},
         {"precision.mode": "bf16-mixed", "training.gradient_accumulation_steps": 2},
+        {**GPT, "precision.mode": "bf16-mixed", "activation_checkpoint.policy": "full"},
+        {"precision.mode": "fp16-mixed", "activation_checkpoint.policy": "every_k"},
     ],
 )
 def test_a_peak_in_the_loss_is_known_to_a_per_mille(changes: dict[str, object]) -> None:
@@ -138,9 +140,9 @@ class TestWhatHasNoClosedForm:
         assert [term.name for term in explanation.terms] == STATES
         assert all(term.difference_bytes == 0 for term in explanation.terms)
         assert explanation.verdict.endswith("No closed form for model.norm = 'none'.")
-        activations = [t for t in explanation.peak if t.name in ("blocks", "outside of the blocks", "rest")]
-        assert activations
-        assert {term.predicted_bytes for term in activations} == {None}
+        held = {term.name: term.predicted_bytes is not None for term in explanation.peak}
+        assert held == {"weights": True, "optimizer state": True, "inputs": False, "activations": False, "rest": False}
+        assert sum(term.ledger_bytes for term in explanation.peak) == explanation.peak_ledger_bytes
 
     def test_a_users_own_module(self) -> None:
         config = override(small_config(), {"run.workload": "my_model.py:perceptron"})
