@@ -45,7 +45,17 @@ def small_estimate(changes: Mapping[str, Any] | None = None) -> MemoryEstimate:
     allocated = int(trace.live_bytes[peak])
     phases = [phase for phase in trace.phases_of(STEADY) if phase != "step"]
     figures: dict[str, Any] = {
+        "target": "tiny",
+        "settings": [],
         "device": "cpu",
+        "gpu": None,
+        "first_step_peak_allocated_bytes": allocated,
+        "total_low_bytes": allocated + 1024,
+        "total_expected_bytes": allocated + 4096 + 2048,
+        "total_high_bytes": allocated + 4096 + 8192,
+        "loss_bytes": 0,
+        "ops": [],
+        "largest": [],
         "parameters_count": 4096,
         "trainable_parameters_count": 4096,
         "peak_allocated_bytes": allocated,
@@ -59,7 +69,7 @@ def small_estimate(changes: Mapping[str, Any] | None = None) -> MemoryEstimate:
         "maximum": CategoryBytes(**{f"{c}_bytes": int(held[c][events].max()) for c in CATEGORIES}),
         "capacity_bytes": allocated * 5 // 4,
         "fits": True,
-        "extrapolated_from_layers": None,
+        "extrapolated_from_layers": [],
         "assumptions": ["Kernels as of this machine's torch."],
         "measured": Measured(peak_allocated_bytes=allocated, relative_error=0.0),
         "modules": [
@@ -87,6 +97,7 @@ def hostile_estimate() -> MemoryEstimate:
     return small_estimate(
         {
             "device": HOSTILE,
+            "gpu": HOSTILE,
             "peak_module": HOSTILE,
             "assumptions": [HOSTILE],
             "modules": [ModuleBytes(name=HOSTILE.replace(".", ""), parameters_bytes=1, activations_bytes=1)],

@@ -96,17 +96,18 @@ class Transformer(nn.Module):
             targets_BT: the id that follows each token, or a negative number (`loss.IGNORED`) where none counts.
             loss: `fused` never holds all the logits, `plain` does; the numbers are the same.
         """
-        x_BTD, uneven = self._hidden(tokens_BT)
+        x_BTD, imbalance = self._hidden(tokens_BT)
         weight_VD, softcap = (self.head or self.embedding).weight, self.settings.logit_softcap
         if targets_BT is None:
             return softcapped(F.linear(x_BTD, weight_VD), softcap)
         result: Tensor = self.loss(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), loss)
-        if uneven and self.training and self.settings.moe.auxiliary_loss:
-            result = result + self.settings.moe.auxiliary_loss * sum(uneven) / len(uneven)
+        if imbalance is not None and self.training and self.settings.moe.auxiliary_loss:
+            n_uneven = sum(self.settings.has_experts(block) for block in range(len(self.blocks)))
+            result = result + imbalance * (self.settings.moe.auxiliary_loss / n_uneven)
         return result
 
-    def _hidden(self, tokens_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The last norm's output, [B, T, D], and the imbalance of each block that has experts."""
+    def _hidden(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The last norm's output, [B, T, D], and the imbalance of all the blocks that have experts."""
         n_tokens = tokens_BT.shape[1]
         assert n_tokens <= self.settings.context_length, "a sequence is longer than the model's context"
         x_BTD = self.embedding(tokens_BT)
@@ -117,13 +118,14 @@ class Transformer(nn.Module):
         x_BTD = self.dropout(x_BTD)
         far = self._angles(x_BTD, self.settings.rope), None
         near = self._near(x_BTD, far[0]) if self.settings.sliding_window else far
-        uneven: list[Tensor] = []
+        total: Tensor | None = None
         for number, block in enumerate(self.blocks):
-            found = block(x_BTD, *(near if self.settings.slides(number) else far))
-            x_BTD, *imbalance = (found,) if isinstance(found, Tensor) else found
-            uneven += imbalance
+            x_BTD = block(x_BTD, *(near if self.settings.slides(number) else far))
+            if not isinstance(x_BTD, Tensor):
+                x_BTD, imbalance = x_BTD
+                total = imbalance if total is None else total + imbalance
         normed_BTD: Tensor = self.final_norm(x_BTD)
-        return normed_BTD, uneven
+        return normed_BTD, total
 
     def _near(self, x_BTD: Tensor, angles: Rotation | None) -> tuple[Rotation | None, Tensor | None]:
         """The positions' angles and the mask for blocks with a sliding window, from the other blocks' angles."""

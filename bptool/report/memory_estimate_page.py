@@ -61,7 +61,7 @@ def render_page(estimate: MemoryEstimate, timeline: Timeline, *, target: str, co
         *([section("Assumptions", bullets(estimate.assumptions))] if estimate.assumptions else []),
         section("Again", command_line(command)),
     ]
-    return page(estimate.command, target, f"one training step on {estimate.device}", body)
+    return page(estimate.command, target, f"one training step on {estimate.gpu or estimate.device}", body)
 
 
 def _answer(estimate: MemoryEstimate) -> Element:
@@ -125,8 +125,8 @@ def _introduction(estimate: MemoryEstimate) -> Element:
         " Point at an instant to see what is held and why; a click keeps it, and the arrow keys walk."
     )
     if estimate.extrapolated_from_layers:
-        layers = " and ".join(str(n) for n in estimate.extrapolated_from_layers)
-        words += f" The estimate is extrapolated from {layers} layers, and the picture shows the last of these."
+        *layers, last = map(str, estimate.extrapolated_from_layers)
+        words += f" It is extended from models of {', '.join(layers)} and {last} layers."
     return styled("p", "lead", words)
 
 
@@ -238,7 +238,7 @@ def _change_row(change: WhatIf, peak: int) -> list[Element | str]:
 
 def _modules(estimate: MemoryEstimate) -> Element:
     root = module_tree(estimate.modules)
-    columns = [Column("module"), Column("parameters", "number"), Column("activations at the peak", "number")]
+    columns = [Column("module"), Column("parameters", "number"), Column("activations as the forward ends", "number")]
     lead = "Each row holds what is inside it too. Layers that are alike share a row, and it holds them all."
     return element("div", None, styled("p", "lead", lead), tree_table(columns, _node(root, root)))
 

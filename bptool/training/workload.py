@@ -96,4 +96,6 @@ def transformer_workload(config: Config) -> Workload:
         unit="tokens",
         n_layers=settings.n_layers,
         of_depth=lambda n_layers: transformer_workload(override(config, {"model.n_layers": n_layers})),
+        head=2 + settings.moe.n_dense_layers if settings.moe.n_experts else 1,  # a sum of imbalances needs two
+        period=max(settings.sliding_window_pattern, 1) if settings.sliding_window else 1,
     )

@@ -118,9 +118,10 @@ def test_an_estimate_that_is_off_says_so() -> None:
     assert "the estimate is off by -1.23%" in words(small_estimate({"measured": measured}))
 
 
-def test_an_extrapolated_estimate_says_what_the_picture_is_of() -> None:
-    assert "extrapolated from 2 and 3 layers" in " ".join(words(small_estimate({"extrapolated_from_layers": [2, 3]})))
-    assert "extrapolated" not in " ".join(words(small_estimate()))
+def test_an_estimate_says_what_it_was_extended_from() -> None:
+    extended = small_estimate({"extrapolated_from_layers": [2, 3, 4]})
+    assert "extended from models of 2, 3 and 4 layers" in " ".join(words(extended))
+    assert "extended" not in " ".join(words(small_estimate()))
 
 
 def test_names_are_text_whatever_they_are() -> None:
