@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from bptool.analysis.formula import Amount, amount, total
-from bptool.analysis.saved_tensors import layout
+from bptool.analysis.saved_tensors import Device, layout
 from bptool.config.keys import dotted, fields
 from bptool.config.schema import Config, ModelSettings
 from bptool.model.loss import chunk_tokens
@@ -84,14 +84,18 @@ _NO_MATTER = ("run", "data", "schedule", "checkpoint", "evaluation", "logging", 
 """Sections that change nothing in a step's memory."""
 
 
-def uncovered(config: Config) -> list[str]:
+def uncovered(config: Config, device: Device = "cpu") -> list[str]:
     """What the closed forms do not know: `model.norm = 'none'`. Keys that came after them count where they are set."""
     usual = {"model.query_scale_dim": config.model.head_dim}  # `auto`, which is a number by now
-    return [
+    unknown = [
         f"{key} = {value!r}"
         for key, value in dotted(config).items()
         if key.split(".")[0] not in _NO_MATTER and usual.get(key) != value and not _is_covered(key, value)
     ]
+    multiple = 8 if layout(config).product == 2 else 4
+    if device != "cpu" and config.model.attention == "sdpa" and config.model.head_dim % multiple:
+        unknown.append(f"model.head_dim = {config.model.head_dim}, which CUDA's attention kernels do not take as it is")
+    return unknown
 
 
 def _is_covered(key: str, value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -13,12 +14,15 @@ from bptool.analysis.closed_forms import DERIVATIVES, Parameter, Term
 from bptool.analysis.formula import total
 from bptool.analysis.moments import block_of, end_of_forward, moment_of
 from bptool.analysis.peak_terms import Share, is_logits, peak_shares
-from bptool.analysis.saved_tensors import WEIGHT_COPY, Saved, after_saved, before_saved, block_saved
+from bptool.analysis.saved_tensors import WEIGHT_COPY, Device, Saved, after_saved, before_saved, block_saved
 from bptool.analysis.simulation import STEADY
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import Allocation, Category, MemoryTrace, total_bytes
 from bptool.training.activation_checkpoint import recomputed_blocks
 from bptool.units import format_bytes
+
+_CUDA_BLOCK = 512
+"""Bytes of which CUDA's allocator hands out multiples."""
 
 _NAMED = 3
 """How many of the ledger's tensors a sentence names."""
@@ -85,31 +89,35 @@ class Explanation(_Record):
     verdict: str
 
 
-def explain(config: Config, trace: MemoryTrace) -> Explanation:
-    """Pair each closed form with the ledger's count in the record of a step simulated on a CPU's tensors.
+def explain(config: Config, trace: MemoryTrace, device: Literal["cpu", "cuda"] = "cpu") -> Explanation:
+    """Pair each closed form with the ledger's count in the record of a simulated step.
 
     Where the config has what no closed form covers, or the model is the user's own, only weights, gradients and
     optimizer state are predicted, from the parameters that the ledger saw.
+
+    Args:
+        trace: of `simulate_deep`, or of the same step under CUDA's stand-in, with sizes rounded as its allocator does.
+        device: whose kernels the step was simulated with.
     """
+    kernels = _kernels(trace, device)
     own = config.run.workload
-    unknown = [f"the activations of {own}"] if own else closed_forms.uncovered(config)
+    unknown = [f"the activations of {own}"] if own else closed_forms.uncovered(config, kernels)
     parameters = _ledger_parameters(trace) if unknown else closed_forms.parameters_of(config)
     terms = _states(config, parameters, trace)
     literature: list[ExplainedTerm] = []
     if not unknown:
-        terms += [_inputs(config, trace), *_activations(config, trace), _logits(config, trace)]
-        literature = _literature(config, trace)
+        terms += [_inputs(config, trace), *_activations(config, trace, kernels), _logits(config, trace)]
+        literature = _literature(config, trace, kernels)
     peak_event = trace.peak_event(STEADY)
-    shares = peak_shares(
-        config, parameters, trace.live_at(peak_event), moment_of(trace, peak_event), states_only=bool(unknown)
-    )
+    live, moment = trace.live_at(peak_event), moment_of(trace, peak_event)
+    shares = peak_shares(config, parameters, live, moment, None if unknown else kernels)
     instant = _place(trace, peak_event)
     peak = [_explained_share(share, instant) for share in shares if share.held or (share.size and share.size.n_bytes)]
     predicted, held = sum(term.predicted_bytes or 0 for term in peak), int(trace.live_bytes[peak_event])
     return Explanation(
         terms=terms,
         literature=literature,
-        bytes_per_parameter=_per_parameter(config, parameters, copies=not unknown),
+        bytes_per_parameter=_per_parameter(config, parameters, None if unknown else kernels),
         peak=peak,
         peak_instant=instant,
         peak_predicted_bytes=predicted,
@@ -117,6 +125,11 @@ def explain(config: Config, trace: MemoryTrace) -> Explanation:
         no_closed_form=unknown,
         verdict=_verdict(terms, peak, held, unknown),
     )
+
+
+def _kernels(trace: MemoryTrace, device: Literal["cpu", "cuda"]) -> Device:
+    with_cudnn = any("cudnn_attention" in allocation.op for allocation in trace.allocations)
+    return "cuda-cudnn" if device == "cuda" and with_cudnn else device
 
 
 def _ledger_parameters(trace: MemoryTrace) -> list[Parameter]:
@@ -151,13 +164,13 @@ def _inputs(config: Config, trace: MemoryTrace) -> ExplainedTerm:
     return _explained(closed_forms.inputs(config), [a for a in live if a.category == "inputs"], "all through the step")
 
 
-def _activations(config: Config, trace: MemoryTrace) -> list[ExplainedTerm]:
+def _activations(config: Config, trace: MemoryTrace, device: Device) -> list[ExplainedTerm]:
     """One block tensor by tensor, all the blocks, and what is outside of them."""
     instant, kept = "when the forward ends", _kept_by_forward(trace)
     layers = range(config.model.n_layers)
     blocks = {i: [a for a in kept if block_of(a.module) == i] for i in layers}
-    forms = {i: block_saved(config, i) for i in layers}
-    shown = _shown_blocks(config)
+    forms = {i: block_saved(config, i, device) for i in layers}
+    shown = _shown_blocks(config, device)
     ones = [_itemized(f"activations of blocks.{i}", forms[i], blocks[i], instant, f"blocks.{i}") for i in shown]
     all_blocks = Term("activations of all blocks", total(s.size for i in layers for s in forms[i]), DERIVATIVES)
     outside = [a for a in kept if block_of(a.module) is None]
@@ -166,16 +179,16 @@ def _activations(config: Config, trace: MemoryTrace) -> list[ExplainedTerm]:
         _explained(all_blocks, [a for i in layers for a in blocks[i]], instant, "see the block's own tensors"),
         _itemized(
             "activations outside of the blocks",
-            [*before_saved(config), *after_saved(config)],
+            [*before_saved(config, device), *after_saved(config, device)],
             outside,
             instant,
         ),
     ]
 
 
-def _shown_blocks(config: Config) -> list[int]:
+def _shown_blocks(config: Config, device: Device) -> list[int]:
     """One of each kind, away from the ends where there is one."""
-    by_form = {tuple(s.name for s in block_saved(config, i)): i for i in reversed(range(config.model.n_layers))}
+    by_form = {tuple(s.name for s in block_saved(config, i, device)): i for i in reversed(range(config.model.n_layers))}
     return sorted(by_form.values())
 
 
@@ -192,7 +205,7 @@ def _itemized(
     left, parts = list(held), []
     for one in saved:
         place = None if block is None else f"{block}.{one.module}".rstrip(".")
-        alike = (a for a in left if a.n_bytes == one.size.n_bytes and place in (None, a.module))
+        alike = (a for a in left if _is_as_large(a, one.size.n_bytes) and place in (None, a.module))
         allocation = next(alike, None)
         left = [a for a in left if a is not allocation]
         parts.append(_explained_part(one, allocation, instant))
@@ -201,6 +214,10 @@ def _itemized(
     why = "; ".join(f"{part.name}: {part.why}" for part in wrong[:_NAMED])
     term = _explained(Term(name, total(one.size for one in saved), DERIVATIVES), held, instant, why)
     return term.model_copy(update={"parts": parts})
+
+
+def _is_as_large(allocation: Allocation, n_bytes: int) -> bool:
+    return allocation.n_bytes in (n_bytes, -(-n_bytes // _CUDA_BLOCK) * _CUDA_BLOCK)
 
 
 def _explained_part(one: Saved, allocation: Allocation | None, instant: str) -> ExplainedTerm:
@@ -249,7 +266,7 @@ def _logits(config: Config, trace: MemoryTrace) -> ExplainedTerm:
     return _explained(term, most, "when there are most", "the loss's own order of operations")
 
 
-def _literature(config: Config, trace: MemoryTrace) -> list[ExplainedTerm]:
+def _literature(config: Config, trace: MemoryTrace, device: Device) -> list[ExplainedTerm]:
     """The paper's count of a layer beside this model's own, and where they part."""
     if not closed_forms.is_gpt_layer(config):
         return []
@@ -260,17 +277,17 @@ def _literature(config: Config, trace: MemoryTrace) -> list[ExplainedTerm]:
             term,
             [a for a in kept if block_of(a.module) == index],
             f"blocks.{index} when the forward ends",
-            _departures(config, index),
+            _departures(config, index, device),
         )
-        for index in _shown_blocks(config)
+        for index in _shown_blocks(config, device)
         for term in closed_forms.paper_layers(config, recomputed=index in recomputed)
     ]
 
 
-def _departures(config: Config, index: int) -> str:
+def _departures(config: Config, index: int, device: Device) -> str:
     """Where this block departs from the paper's."""
     reasons: Counter[str] = Counter()
-    for one in block_saved(config, index):
+    for one in block_saved(config, index, device):
         if one.reason:
             reasons[one.reason] += one.size.n_bytes
     apart = [f"{reason} ({format_bytes(n_bytes)})" for reason, n_bytes in reasons.most_common()]
@@ -283,13 +300,16 @@ def _departures(config: Config, index: int) -> str:
     return "; ".join(apart)
 
 
-def _per_parameter(config: Config, parameters: Sequence[Parameter], *, copies: bool) -> list[BytesPerParameter]:
+def _per_parameter(config: Config, parameters: Sequence[Parameter], device: Device | None) -> list[BytesPerParameter]:
+    """The recipe; autocast's copies only where the device is given, as the blocks' tensors are known then."""
     rows = [
         BytesPerParameter(name=name, per_parameter_bytes=each, lasting=True)
         for name, each in closed_forms.bytes_per_parameter(config, parameters)
     ]
-    layers = range(config.model.n_layers) if copies else ()
-    copied = sum(s.size.n_bytes for i in layers for s in block_saved(config, i) if s.name == WEIGHT_COPY)
+    copied = 0
+    if device is not None:
+        layers = range(config.model.n_layers)
+        copied = sum(s.size.n_bytes for i in layers for s in block_saved(config, i, device) if s.name == WEIGHT_COPY)
     if copied:
         each = copied / sum(p.count for p in parameters)
         name = "16-bit copies of linear layers, until their backward"
@@ -300,6 +320,8 @@ def _per_parameter(config: Config, parameters: Sequence[Parameter], *, copies: b
 def _explained(term: Term, held: Sequence[Allocation], instant: str, why: str = "") -> ExplainedTerm:
     n_bytes = total_bytes(held)
     difference = n_bytes - term.size.n_bytes
+    if _is_rounding(held, difference):
+        why = f"CUDA's allocator rounds each of {len(held):,} tensors up to {_CUDA_BLOCK} bytes"
     return ExplainedTerm(
         name=term.name,
         formula=term.size.formula,
@@ -311,6 +333,11 @@ def _explained(term: Term, held: Sequence[Allocation], instant: str, why: str = 
         why=why if difference else "",
         parts=[],
     )
+
+
+def _is_rounding(held: Sequence[Allocation], difference: int) -> bool:
+    """Whether no more is missing than what rounding up can add."""
+    return 0 <= difference < _CUDA_BLOCK * len(held) and all(a.n_bytes % _CUDA_BLOCK == 0 for a in held)
 
 
 def _explained_share(share: Share, instant: str) -> ExplainedTerm:
@@ -346,10 +373,12 @@ def _place(trace: MemoryTrace, event: int) -> str:
 
 
 def _verdict(terms: Sequence[ExplainedTerm], peak: Sequence[ExplainedTerm], held: int, unknown: Sequence[str]) -> str:
-    wrong = [term for term in terms if term.difference_bytes]
+    rounded = [term for term in terms if term.difference_bytes and term.why.startswith("CUDA's allocator")]
+    wrong = [term for term in terms if term.difference_bytes and term not in rounded]
     exact = f"{len(terms) - len(wrong)} of {len(terms)} closed forms agree with the ledger to the byte"
+    exact += ", but for the allocator's rounding" if rounded else ""
     if wrong:
-        exact += "; " + ", ".join(f"{t.name} by {t.difference_bytes:+,} B" for t in wrong)
+        exact += "; " + ", ".join(f"{term.name} differ by {term.difference_bytes:+,} B" for term in wrong)
     explained = sum(min(term.predicted_bytes, term.ledger_bytes) for term in peak if term.predicted_bytes is not None)
     rest = next((term for term in peak if term.name == "rest"), None)
     words = [exact, f"at the peak they account for {explained / held:.2%} of {format_bytes(held)}"]

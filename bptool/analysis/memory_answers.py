@@ -11,7 +11,7 @@ import torch
 
 from bptool.analysis.alternatives import fitting, largest_micro_batch, longest_sequence, what_if
 from bptool.analysis.estimate import Question, Simulated, estimate, simulated
-from bptool.analysis.explanation import explain
+from bptool.analysis.explanation import Explanation, explain
 from bptool.analysis.machine import Machine, machine_named
 from bptool.analysis.memory_estimate import MemoryEstimate
 from bptool.analysis.snapshot_diff import diff
@@ -87,7 +87,7 @@ def answer(question: Question, further: Further) -> tuple[MemoryEstimate, Simula
         if theirs:
             more["snapshot_diff"] = diff(step.requested, step.peak_event, theirs)
         if further.explain:
-            more["explanation"] = explain(question.config, step.requested)
+            more["explanation"] = _explained(question, step)
         if further.what_if:
             more["what_if"] = what_if(question)
         if further.limits or step.fits is False:
@@ -111,6 +111,12 @@ def _simulated(question: Question, further: Further) -> tuple[Question, Simulate
         real = replace(question.machine, fake=False, assumptions=(*question.machine.assumptions, sentence))
         question = replace(question, machine=real)
         return question, simulated(question.config, question.workload, real)
+
+
+def _explained(question: Question, step: Simulated) -> Explanation:
+    if question.machine.gpu is None:
+        return explain(question.config, step.trace)
+    return explain(question.config, step.requested.rounded(512), device="cuda")
 
 
 def _within(machine: Machine, capacity: str | None) -> Machine:

@@ -14,6 +14,7 @@ from bptool.analysis.moments import Moment, block_of
 from bptool.analysis.saved_tensors import (
     LOG_PROBABILITIES,
     OUTPUT,
+    Device,
     after_saved,
     before_saved,
     block_saved,
@@ -55,12 +56,16 @@ class Share:
 
 
 def peak_shares(
-    config: Config, parameters: Sequence[Parameter], live: Sequence[Allocation], moment: Moment, *, states_only: bool
+    config: Config,
+    parameters: Sequence[Parameter],
+    live: Sequence[Allocation],
+    moment: Moment,
+    device: Device | None,
 ) -> list[Share]:
-    """What is held at a moment, by closed form; with `states_only` only weights and the optimizer's state have one."""
+    """What is held at a moment, by closed form; without a device only weights and the optimizer's state have one."""
     held: defaultdict[Group, list[Allocation]] = defaultdict(list)
     for allocation in live:
-        group = _CATEGORY_GROUPS[allocation.category] if states_only else _group(config, allocation, moment)
+        group = _CATEGORY_GROUPS[allocation.category] if device is None else _group(config, allocation, moment)
         held[group].append(allocation)
     at_work = f"blocks.{moment.at_work} is at work" if moment.at_work is not None else "the ledger saw it at work"
     shares = [
@@ -72,17 +77,17 @@ def peak_shares(
             _UNTRAINED,
         ),
     ]
-    if states_only:
+    if device is None:
         rows: list[Group] = ["gradients", "inputs", "activations", "rest"]
         return shares + [Share(name, None, held[name], "") for name in rows]
     return [
         *shares,
         Share("inputs", closed_forms.inputs(config).size, held["inputs"], ""),
         Share("gradients", _gradients(config, parameters, moment), held["gradients"], f"{at_work}, which has some"),
-        Share("blocks", _blocks(config, moment), held["blocks"], f"{at_work}, which holds a part of its own"),
+        Share("blocks", _blocks(config, moment, device), held["blocks"], f"{at_work}, which holds a part of its own"),
         Share(
             "outside of the blocks",
-            _outside(config, moment),
+            _outside(config, moment, device),
             held["outside of the blocks"],
             "some is released already, or not yet there",
         ),
@@ -175,32 +180,32 @@ def _gradients(config: Config, parameters: Sequence[Parameter], moment: Moment) 
     return total([amount(each, blocks=done, P=in_blocks), amount(each, P=after)])
 
 
-def _blocks(config: Config, moment: Moment) -> Amount:
+def _blocks(config: Config, moment: Moment, device: Device) -> Amount:
     """All that the blocks keep; the one at work counts as a whole."""
     backward = moment.phase in ("backward", "recompute")
-    saved = [saved for index in range(moment.blocks) for saved in _block(config, index, moment)]
+    saved = [saved for index in range(moment.blocks) for saved in _block(config, index, moment, device)]
     if backward and moment.at_work in recomputed_blocks(config.model.n_layers, config.activation_checkpoint):
-        saved += [one.size for one in recomputed_saved(config)]
+        saved += [one.size for one in recomputed_saved(config, device)]
     return total(saved)
 
 
-def _block(config: Config, index: int, moment: Moment) -> list[Amount]:
-    return [s.size for s in block_saved(config, index) if not (index == moment.at_work and s.name == OUTPUT)]
+def _block(config: Config, index: int, moment: Moment, device: Device) -> list[Amount]:
+    return [s.size for s in block_saved(config, index, device) if not (index == moment.at_work and s.name == OUTPUT)]
 
 
-def _outside(config: Config, moment: Moment) -> Amount:
+def _outside(config: Config, moment: Moment, device: Device) -> Amount:
     if moment.phase not in ("forward", "backward", "recompute", "step"):
         return total([])
-    saved = [one.size for one in before_saved(config)]
+    saved = [one.size for one in before_saved(config, device)]
     if _in_loss(config, moment):
-        return total([*saved, *(one.size for one in after_saved(config) if one.name != LOG_PROBABILITIES)])
+        return total([*saved, *(one.size for one in after_saved(config, device) if one.name != LOG_PROBABILITIES)])
     if moment.phase == "forward":
         return total(saved)
     waiting = amount(_stream(config), V=config.model.vocab_size, h=config.model.d_model)
     tied = [waiting] if config.model.tied_embeddings else []
     if moment.blocks == 0:
         return total(tied * 3)  # the output's gradient, the embedding's, and their sum
-    norm = [one.size for one in after_saved(config) if one.module == "final_norm"]
+    norm = [one.size for one in after_saved(config, device) if one.module == "final_norm"]
     return total([*saved, *tied, *(norm if moment.module == "final_norm" else [])])
 
 

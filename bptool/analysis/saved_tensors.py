@@ -10,8 +10,9 @@ d head width, f inner width of the feed-forward, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from bptool.analysis.formula import Amount, amount
 from bptool.config.schema import Config, ModelSettings
@@ -29,6 +30,9 @@ WEIGHT_GRADIENT = "gradient of the output weights"
 
 RNG_STATE_BYTES = 5056
 """What `torch.get_rng_state` returns: the CPU generator's Mersenne twister, as PyTorch packs it."""
+
+Device = Literal["cpu", "cuda", "cuda-cudnn"]
+"""Whose kernels: `cuda` has flash attention in 16 bits and efficient attention in float32, `cuda-cudnn` cuDNN's."""
 
 _NOISE = "a CPU keeps numbers where CUDA keeps one byte"
 
@@ -57,16 +61,23 @@ class Layout:
     Attributes:
         stream: bytes of an element of the residual stream.
         product: bytes of an element where matrices are multiplied.
+        device: whose kernels.
     """
 
     config: Config
     stream: int
     product: int
+    device: Device
 
     @property
     def model(self) -> ModelSettings:
         """`[model]`."""
         return self.config.model
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the kernels are CUDA's."""
+        return self.device != "cpu"
 
     @property
     def mixed(self) -> bool:
@@ -76,7 +87,11 @@ class Layout:
     @property
     def keeps_norm_input(self) -> bool:
         """Whether a norm's backward reads the residual stream itself, and not a float32 copy that it made."""
-        return not (self.model.norm == "rmsnorm" and self.stream == 2)
+        return self.cuda or not (self.model.norm == "rmsnorm" and self.stream == 2)
+
+    def noise(self, size: Callable[[int], Amount], each: int) -> Amount:
+        """What dropout keeps to be repeated: a CPU the factor of each element, CUDA a byte."""
+        return size(1 if self.cuda else each)
 
     def wide(self, each: int, **width: int) -> Amount:
         """A tensor with `width` for each token."""
@@ -105,41 +120,41 @@ class Layout:
         return self.wide(each, s_2=s, a=self.model.n_heads)
 
 
-def layout(config: Config) -> Layout:
+def layout(config: Config, device: Device = "cpu") -> Layout:
     """What `precision.mode` makes of the sizes."""
     mode = config.precision.mode
     stream = 2 if mode == "bf16" else 4
-    return Layout(config, stream, 4 if mode in ("fp32", "tf32") else 2)
+    return Layout(config, stream, 4 if mode in ("fp32", "tf32") else 2, device)
 
 
-def block_saved(config: Config, index: int) -> list[Saved]:
+def block_saved(config: Config, index: int, device: Device = "cpu") -> list[Saved]:
     """What block `index` has made and still holds when the forward ends.
 
     Its output is its own; what it was given is the block's before it.
     """
-    sizes = layout(config)
+    sizes = layout(config, device)
     recomputed = recomputed_blocks(config.model.n_layers, config.activation_checkpoint)
     kept = [] if index in recomputed else list(_block(sizes))
-    if index in recomputed:
+    if index in recomputed and not sizes.cuda:  # CUDA's stays in host memory too
         kept.append(Saved("random state, to replay dropout", "", amount(RNG_STATE_BYTES), "checkpoint() saves it"))
     if index + 1 in recomputed or sizes.keeps_norm_input:
         kept.append(Saved(OUTPUT, "", sizes.hidden(sizes.stream), _wide_stream(sizes)))
     return kept
 
 
-def recomputed_saved(config: Config) -> list[Saved]:
+def recomputed_saved(config: Config, device: Device = "cpu") -> list[Saved]:
     """What a block holds once the backward has computed it again."""
-    return list(_block(layout(config)))
+    return list(_block(layout(config, device)))
 
 
-def before_saved(config: Config) -> list[Saved]:
+def before_saved(config: Config, device: Device = "cpu") -> list[Saved]:
     """The same of what is before the blocks."""
-    return list(_before(layout(config)))
+    return list(_before(layout(config, device)))
 
 
-def after_saved(config: Config) -> list[Saved]:
+def after_saved(config: Config, device: Device = "cpu") -> list[Saved]:
     """The same of what is after them: the last norm and the loss."""
-    sizes = layout(config)
+    sizes = layout(config, device)
     return [*_norm(sizes, "final_norm"), *_loss(sizes)]
 
 
@@ -162,13 +177,15 @@ def _block(sizes: Layout) -> Iterator[Saved]:
 def _norm(sizes: Layout, module: str) -> Iterator[Saved]:
     """Of a norm over the model's width; its output is there where the layers after it read it as it is."""
     if sizes.model.norm == "layernorm":
-        yield Saved("mean of each row", module, sizes.wide(sizes.stream))
-        yield Saved("1/deviation of each row", module, sizes.wide(sizes.stream))
+        each = 4 if sizes.cuda else sizes.stream
+        yield Saved("mean of each row", module, sizes.wide(each))
+        yield Saved("1/deviation of each row", module, sizes.wide(each))
     else:
         if not sizes.keeps_norm_input:
             yield Saved("float32 copy of the input", module, sizes.hidden(4), "RMSNorm works in float32")
         yield Saved("1/rms of each row", module, sizes.wide(4))
-        yield Saved("normalised input", module, sizes.hidden(4), "its product with the weight needs it")
+        if not sizes.cuda:
+            yield Saved("normalised input", module, sizes.hidden(4), "its product with the weight needs it")
     plain_loss = sizes.config.training.loss == "plain"
     if not sizes.mixed and (module != "final_norm" or plain_loss):
         yield Saved("output, the next layers' input", module, sizes.hidden(sizes.stream))
@@ -198,21 +215,22 @@ def _attention(sizes: Layout) -> Iterator[Saved]:
     if model.attention == "eager":
         yield from _eager_attention(sizes)
     else:
-        yield from _unfused_attention(sizes) if model.dropout else _fused_attention(sizes)
+        yield from _unfused_attention(sizes) if model.dropout and not sizes.cuda else _fused_attention(sizes)
     yield from _cast(sizes, "attention.output", amount(2, **queries), with_input=False)
     yield from _branch_dropout(sizes)
 
 
 def _head_norms(sizes: Layout) -> Iterator[Saved]:
     model = sizes.model
+    each = sizes.stream if sizes.cuda else 4
     for name, heads in (("query", {"a": model.n_heads}), ("key", {"k": model.n_kv_heads})):
         module = f"attention.{name}_norm"
-        maker = f"attention.{name}" if sizes.product == 4 else module
-        yield Saved("input", maker, sizes.wide(4, **heads, d=model.head_dim), "RMSNorm works in float32")
+        maker = f"attention.{name}" if sizes.product == each else module
+        yield Saved("input", maker, sizes.wide(each, **heads, d=model.head_dim), "RMSNorm works in float32")
         yield Saved("1/rms of each head", module, sizes.wide(4, **heads))
-        yield Saved(
-            "normalised input", module, sizes.wide(4, **heads, d=model.head_dim), "its weight's gradient needs it"
-        )
+        if not sizes.cuda:
+            size = sizes.wide(4, **heads, d=model.head_dim)
+            yield Saved("normalised input", module, size, "its weight's gradient needs it")
 
 
 def _maker(sizes: Layout, name: str) -> str:
@@ -224,13 +242,31 @@ def _maker(sizes: Layout, name: str) -> str:
 
 def _fused_attention(sizes: Layout) -> Iterator[Saved]:
     model, c = sizes.model, sizes.product
+    # CUDA's only fused float32 kernel knows no groups of heads, so the module copies keys and values to each.
+    copied = sizes.cuda and c == 4 and model.n_kv_heads < model.n_heads
+    keys = sizes.queries(c) if copied else sizes.keys(c)
     yield Saved("query", _maker(sizes, "query"), sizes.queries(c))
-    yield Saved("key", _maker(sizes, "key"), sizes.keys(c))
-    yield Saved("value", "attention.value", sizes.keys(c))
+    yield Saved("key", "attention" if copied else _maker(sizes, "key"), keys)
+    yield Saved("value", "attention" if copied else "attention.value", keys)
     yield Saved("attention's output", "attention", sizes.queries(c))
-    yield Saved("log of each softmax's sum", "attention", sizes.wide(4, a=model.n_heads))
-    if model.position == "rope" or model.qk_norm:
+    yield Saved("log of each softmax's sum", "attention", _log_sums(sizes))
+    if sizes.device == "cuda" and c == 2:
+        yield Saved(
+            "seed of the kernel's dropout", "attention", amount(16), "flash attention has it without dropout too"
+        )
+        yield Saved(
+            "offset of the kernel's dropout", "attention", amount(8), "flash attention has it without dropout too"
+        )
+    if (model.position == "rope" or model.qk_norm) and not (sizes.cuda and c == 4):
         yield Saved("the output in the order of tokens", "attention", sizes.queries(c), "heads were apart until here")
+
+
+def _log_sums(sizes: Layout) -> Amount:
+    training = sizes.config.training
+    s = training.sequence_length
+    if sizes.cuda and sizes.product == 4:
+        s = -(-s // 32) * 32  # efficient attention pads its rows (attention.cu)
+    return amount(4, b=training.micro_batch_size, s=s, a=sizes.model.n_heads)
 
 
 def _unfused_attention(sizes: Layout) -> Iterator[Saved]:
@@ -253,7 +289,7 @@ def _eager_attention(sizes: Layout) -> Iterator[Saved]:
     yield Saved("mask of the future", "attention", amount(1, s=s, s_2=s))
     yield Saved("softmax", "attention", sizes.scores(4), "softmax is taken in float32")
     if model.dropout:
-        yield Saved("dropout's noise", "attention", sizes.scores(c), _NOISE)
+        yield Saved("dropout's noise", "attention", sizes.noise(sizes.scores, c), _NOISE)
     if model.dropout or c == 2:
         yield Saved("attention weights, as multiplied with the values", "attention", sizes.scores(c))
     yield Saved("the output in the order of tokens", "attention", sizes.queries(c))
@@ -276,7 +312,7 @@ def _feed_forward(sizes: Layout) -> Iterator[Saved]:
 
 def _branch_dropout(sizes: Layout) -> Iterator[Saved]:
     if sizes.model.dropout:
-        noise = sizes.hidden(sizes.product)
+        noise = sizes.noise(sizes.hidden, sizes.product)
         yield Saved("dropout's noise", "dropout", noise, _NOISE)
 
 
@@ -284,7 +320,7 @@ def _before(sizes: Layout) -> Iterator[Saved]:
     model = sizes.model
     first_recomputed = 0 in recomputed_blocks(model.n_layers, sizes.config.activation_checkpoint)
     if sizes.model.dropout:
-        yield Saved("dropout's noise", "dropout", sizes.hidden(sizes.stream), _NOISE)
+        yield Saved("dropout's noise", "dropout", sizes.noise(sizes.hidden, sizes.stream), _NOISE)
     if sizes.keeps_norm_input or first_recomputed:
         yield Saved("embeddings, the first block's input", "embedding", sizes.hidden(sizes.stream))
     if model.position == "rope":

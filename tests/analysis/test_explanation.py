@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from cuda_runs import simulate_on
 from small_runs import masked_regression, small_config
 
 from bptool.analysis.explanation import Explanation, explain
@@ -124,12 +125,47 @@ class TestDisagreement:
         assert (missing.ledger_bytes, missing.why.split(":")[0]) == (0, "the ledger has no such tensor")
         assert (unforeseen.ledger_bytes, unforeseen.predicted_bytes) == (before + 1000, None)
         assert unforeseen.why == "aten.silu made it; no closed form has it"
-        assert "activations of blocks.0 by +1,000 B" in explanation.verdict
+        assert "activations of blocks.0 differ by +1,000 B" in explanation.verdict
 
     def test_agreement_is_said(self) -> None:
         assert explain(self.config, simulate(self.config, transformer_workload(self.config))).verdict.startswith(
             "8 of 8 closed forms agree with the ledger to the byte. At the peak they account for "
         )
+
+
+class TestCuda:
+    """Under CUDA's stand-in, whose record is rounded up to 512 bytes."""
+
+    @pytest.mark.parametrize("gpu", ["a100-80gb", "h100"])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"precision.mode": "bf16-mixed"},
+            {"precision.mode": "bf16", "model.n_kv_heads": 1},
+            {**GPT, "precision.mode": "bf16-mixed", "model.dropout": 0.1},
+            {**GPT, "precision.mode": "fp32", "model.context_length": 20},
+            {"precision.mode": "fp32", "model.n_kv_heads": 1, "model.qk_norm": True},
+            {**GPT, "precision.mode": "fp16-mixed", "model.attention": "eager", "activation_checkpoint.policy": "full"},
+        ],
+    )
+    def test_each_tensor_is_found(self, gpu: str, changes: dict[str, object]) -> None:
+        changes = {"model.vocab_size": 600, **changes}
+        config = small_config(changes)
+        explanation = explain(config, simulate_on(gpu, transformer_workload(config), changes), "cuda")
+        kept = [term for term in explanation.terms if term.name.startswith("activations")]
+        parts = [part for term in kept for part in term.parts]
+        assert [part.name for part in parts if part.predicted_bytes is None or part.ledger_bytes == 0] == []
+        assert all(0 <= (part.difference_bytes or 0) < 512 for part in parts)
+        assert all(term.why.startswith("CUDA's allocator rounds") for term in kept if term.difference_bytes)
+
+    def test_heads_that_flash_attention_pads(self) -> None:
+        changes = {"model.head_dim": 12, "precision.mode": "bf16"}
+        config = small_config(changes)
+        explanation = explain(config, simulate_on("a100-80gb", transformer_workload(config), changes), "cuda")
+        assert explanation.no_closed_form == [
+            "model.head_dim = 12, which CUDA's attention kernels do not take as it is",
+        ]
+        assert sum(term.ledger_bytes for term in explanation.peak) == explanation.peak_ledger_bytes
 
 
 class TestWhatHasNoClosedForm:
