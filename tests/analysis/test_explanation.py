@@ -94,6 +94,27 @@ def test_a_peak_in_the_backward_of_a_recomputed_block() -> None:
     assert blocks.why.startswith("blocks.0 is at work")
 
 
+def test_what_is_there_before_the_backwards_last_block() -> None:
+    """By hand: three blocks' gradients and the last norm's; the embedding's output, the angles and a gradient wait."""
+    explanation, _ = traced({**SMALL_LOSS, "activation_checkpoint.policy": "full"})
+    predicted = {term.name: term.predicted_bytes for term in explanation.peak}
+    block = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16
+    assert predicted["gradients"] == 4 * (3 * block + 16)
+    assert predicted["outside of the blocks"] == 4 * (2 * 16 * 16 + 2 * 16 * 4 + 8 * 16)
+    assert predicted["inputs"] == 2 * 8 * 2 * 16
+    assert "logits" not in predicted
+
+
+def test_a_tied_embeddings_gradients_at_its_backward() -> None:
+    """A wide vocabulary and few tokens: the output's gradient, the embedding's and their sum are the peak."""
+    wide = {"model.vocab_size": 200, "model.d_model": 64, "model.context_length": 8}
+    explanation, _ = traced({**wide, "training.micro_batch_size": 1, "optimizer.name": "muon"})
+    assert explanation.peak_instant == "backward, aten.add in embedding"
+    outside = next(term for term in explanation.peak if term.name == "outside of the blocks")
+    assert outside.predicted_bytes == 3 * 4 * 200 * 64
+    assert abs(outside.difference_bytes or 0) < 16
+
+
 def test_what_no_closed_form_has_is_named_by_its_operation() -> None:
     explanation, trace = traced({"optimizer.implementation": "foreach", "model.d_model": 64, "model.context_length": 2})
     rest = next(term for term in explanation.peak if term.name == "rest")
