@@ -92,6 +92,9 @@ def test_a_peak_in_the_backward_of_a_recomputed_block() -> None:
     assert blocks.predicted_bytes == worth.predicted_bytes - stream + 5056
     assert -worth.predicted_bytes < (blocks.difference_bytes or 0) < 0
     assert blocks.why.startswith("blocks.0 is at work")
+    covered = [(t.predicted_bytes, t.ledger_bytes) for t in explanation.peak if t.predicted_bytes is not None]
+    share = sum(min(both) for both in covered) / explanation.peak_ledger_bytes  # what is not there is not accounted for
+    assert f"they account for {share:.2%} of" in explanation.verdict
 
 
 def test_what_is_there_before_the_backwards_last_block() -> None:
@@ -146,6 +149,7 @@ class TestDisagreement:
         assert (missing.ledger_bytes, missing.why.split(":")[0]) == (0, "the ledger has no such tensor")
         assert (unforeseen.ledger_bytes, unforeseen.predicted_bytes) == (before + 1000, None)
         assert unforeseen.why == "aten.silu made it; no closed form has it"
+        assert unforeseen.why in block.why
         assert "activations of blocks.0 differ by +1,000 B" in explanation.verdict
 
     def test_agreement_is_said(self) -> None:
