@@ -152,7 +152,7 @@ def _is_operand(config: Config, allocation: Allocation, moment: Moment) -> bool:
     tokens = config.training.micro_batch_size * config.training.sequence_length
     rows = (tokens, closed_forms.chunk_of(config), config.model.vocab_size)
     ends = tuple(f"[{number}, {config.model.d_model}]" for number in rows)
-    return allocation.module == "final_norm" or (allocation.module == "" and allocation.tensor.endswith(ends))
+    return allocation.module == "final_norm" or (allocation.module == "loss" and allocation.tensor.endswith(ends))
 
 
 def _is_waiting(config: Config, allocation: Allocation, moment: Moment) -> bool:
