@@ -253,7 +253,8 @@ def test_chunks_are_bounded_and_alike(n_tokens: int, vocab_size: int, d_model: i
     n_chunks = -(-n_tokens // size)
     assert n_chunks * size - n_tokens < n_chunks  # no chunk is more than a token short, on average
     if 4 * size * vocab_size > 64 * MIB and size > 1:
-        assert size <= d_model
+        assert size <= max(d_model, -(-n_tokens // 64))
         assert size <= -(-n_tokens // 8)
+    assert n_chunks <= 64  # so that a step's operations are bounded, whatever its batch
     if n_chunks > 1 and size < min(d_model, n_tokens // 8):
         assert 4 * 2 * size * vocab_size >= 64 * MIB - 8 * vocab_size  # nothing is cut finer than is worth it
