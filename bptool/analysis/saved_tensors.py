@@ -28,6 +28,10 @@ LOG_PROBABILITIES = "log-probabilities"
 WEIGHT_GRADIENT = "gradient of the output weights"
 """Names of what the plain and the fused loss keep."""
 
+SCALE = "scale of the scores"
+SHARE = "the micro-batch's share of the step"
+"""Names of the Python numbers that a product keeps; a GPU's are in host memory."""
+
 RNG_STATE_BYTES = 5056
 """What `torch.get_rng_state` returns: the CPU generator's Mersenne twister, as PyTorch packs it."""
 
@@ -35,6 +39,7 @@ Device = Literal["cpu", "cuda", "cuda-cudnn"]
 """Whose kernels: `cuda` has flash attention in 16 bits and efficient attention in float32, `cuda-cudnn` cuDNN's."""
 
 _NOISE = "a CPU keeps numbers where CUDA keeps one byte"
+_NUMBER = "autograd keeps a product's other factor, a Python number too"
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ def block_saved(config: Config, index: int, device: Device = "cpu") -> list[Save
     recomputed = recomputed_blocks(config.model.n_layers, config.activation_checkpoint)
     kept = [] if index in recomputed else list(_block(sizes))
     if index in recomputed and not sizes.cuda:  # CUDA's stays in host memory too
+        kept += _scale(sizes)  # the hooks that checkpoint() drops tensors with are not shown it
         kept.append(Saved("random state, to replay dropout", "", amount(RNG_STATE_BYTES), "checkpoint() saves it"))
     if index + 1 in recomputed or sizes.keeps_norm_input:
         kept.append(Saved(OUTPUT, "", sizes.hidden(sizes.stream), _wide_stream(sizes)))
@@ -286,6 +292,7 @@ def _eager_attention(sizes: Layout) -> Iterator[Saved]:
     yield Saved("query", query, sizes.queries(c))
     yield Saved("key, a copy for each query head", "attention", sizes.queries(c))
     yield Saved("value, a copy for each query head", "attention", sizes.queries(c))
+    yield from _scale(sizes)
     yield Saved("mask of the future", "attention", amount(1, s=s, s_2=s))
     yield Saved("softmax", "attention", sizes.scores(4), "softmax is taken in float32")
     if model.dropout:
@@ -293,6 +300,11 @@ def _eager_attention(sizes: Layout) -> Iterator[Saved]:
     if model.dropout or c == 2:
         yield Saved("attention weights, as multiplied with the values", "attention", sizes.scores(c))
     yield Saved("the output in the order of tokens", "attention", sizes.queries(c))
+
+
+def _scale(sizes: Layout) -> Iterator[Saved]:
+    if sizes.model.attention == "eager" and not sizes.cuda:
+        yield Saved(SCALE, "attention", amount(8), _NUMBER)
 
 
 def _feed_forward(sizes: Layout) -> Iterator[Saved]:
@@ -332,16 +344,16 @@ def _before(sizes: Layout) -> Iterator[Saved]:
 def _loss(sizes: Layout) -> Iterator[Saved]:
     model, training = sizes.model, sizes.config.training
     if training.loss == "fused":
-        yield Saved("gradient of the loss's input", "", sizes.hidden(sizes.stream), "made in the forward")
-        yield Saved(
-            "gradient of the output weights", "", amount(4, V=model.vocab_size, h=model.d_model), "summed in float32"
-        )
+        yield Saved("gradient of the loss's input", "loss", sizes.hidden(sizes.stream), "made in the forward")
+        yield Saved(WEIGHT_GRADIENT, "loss", amount(4, V=model.vocab_size, h=model.d_model), "summed in float32")
     else:
         if sizes.mixed:
-            yield Saved("16-bit copy of the loss's input", "", sizes.hidden(2))
-            yield Saved("16-bit copy of the output weights", "", amount(2, V=model.vocab_size, h=model.d_model))
-        yield Saved(LOG_PROBABILITIES, "", sizes.wide(4, V=model.vocab_size), "taken in float32")
-        yield Saved("targets", "", sizes.wide(8))
-        yield Saved("number of targets in the sum", "", amount(4))
-    yield Saved("number of valid targets", "", amount(8))
-    yield Saved("loss", "", amount(4))
+            yield Saved("16-bit copy of the loss's input", "loss", sizes.hidden(2))
+            yield Saved("16-bit copy of the output weights", "loss", amount(2, V=model.vocab_size, h=model.d_model))
+        yield Saved(LOG_PROBABILITIES, "loss", sizes.wide(4, V=model.vocab_size), "taken in float32")
+        yield Saved("targets", "loss", sizes.wide(8))
+        yield Saved("number of targets in the sum", "loss", amount(4))
+    yield Saved("number of valid targets", "loss", amount(8))
+    yield Saved("loss", "loss", amount(4))
+    if training.gradient_accumulation_steps > 1 and not sizes.cuda:
+        yield Saved(SHARE, "loss", amount(8), _NUMBER)

@@ -11,7 +11,14 @@ import torch
 from small_runs import random_batches, small_config, transformer_step
 
 from bptool.analysis.moments import end_of_forward
-from bptool.analysis.saved_tensors import RNG_STATE_BYTES, after_saved, before_saved, block_saved, recomputed_saved
+from bptool.analysis.saved_tensors import (
+    RNG_STATE_BYTES,
+    SCALE,
+    after_saved,
+    before_saved,
+    block_saved,
+    recomputed_saved,
+)
 from bptool.analysis.simulation import simulate
 from bptool.config.schema import Config
 from bptool.training.workload import transformer_workload
@@ -76,6 +83,11 @@ def test_recomputed_blocks_keep_their_input(policy: str, mode: str) -> None:
     assert_ledger_agrees(shaped({**LLAMA, "activation_checkpoint.policy": policy, "precision.mode": mode}))
 
 
+def test_a_recomputed_blocks_scale_is_kept_from_the_first_time() -> None:
+    """The hooks that checkpoint() drops tensors with are not shown a Python number."""
+    assert_ledger_agrees(shaped({**ARCHITECTURES[3], "activation_checkpoint.policy": "full"}))
+
+
 def test_each_micro_batch_keeps_the_same() -> None:
     assert_ledger_agrees(shaped({**LLAMA, "training.gradient_accumulation_steps": 3, "precision.mode": "bf16-mixed"}))
 
@@ -90,7 +102,10 @@ def test_a_recomputed_block_keeps_its_input_and_a_random_state() -> None:
 
 
 def saved_for_backward(config: Config) -> int:
-    """Bytes that autograd saves in a real forward, each storage once, parameters and inputs aside."""
+    """Bytes that autograd saves in a real forward, each storage once, parameters and inputs aside.
+
+    Python numbers are not among them: no hook is shown those.
+    """
     step = transformer_step(config)
     (batch,) = random_batches(step, 0)
     known = {t.untyped_storage().data_ptr() for t in [*step.model.parameters(), *batch.values()]}
@@ -110,7 +125,7 @@ def saved_for_backward(config: Config) -> int:
 def all_saved(config: Config) -> Iterator[int]:
     blocks = (saved for index in range(config.model.n_layers) for saved in block_saved(config, index))
     for saved in [*before_saved(config), *blocks, *after_saved(config)]:
-        if saved.name != "loss":
+        if saved.name not in ("loss", SCALE):
             yield saved.size.n_bytes
 
 
@@ -127,12 +142,13 @@ def test_a_gpt_layer_in_pure_16_bits_beside_the_paper() -> None:
 
     The paper: 2 for each norm's input, 2 for q k v's input, 2 each for q, k and v, 2 for the output layer's input, 2
     for the MLP's, 8 for GELU's, 8 for down's, and two masks of 1; here the masks are noise of 2 bytes. Of each score
-    the paper has 2 + 1 + 2 bytes; here the softmax is float32, its noise and the rest have 2 each.
+    the paper has 2 + 1 + 2 bytes; here the softmax is float32, its noise and the rest have 2 each. The scale of the
+    scores is a number of 8 bytes.
     """
     config = shaped(
         {**GPT, "model.d_ff": 128, "model.attention": "eager", "model.dropout": 0.1, "precision.mode": "bf16"}
     )
     sbh, scores = 12 * 3 * 32, 4 * 12 * 12 * 3
     statistics, future = 4 * 2 * 12 * 3, 12 * 12
-    ours = (34 + 2) * sbh + (4 + 2 + 2) * scores + statistics + future
+    ours = (34 + 2) * sbh + (4 + 2 + 2) * scores + statistics + future + 8
     assert sum(s.size.n_bytes for s in block_saved(config, 1)) == ours
