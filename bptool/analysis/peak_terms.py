@@ -204,7 +204,7 @@ def _outside(config: Config, moment: Moment, device: Device) -> Amount:
     waiting = amount(_stream(config), V=config.model.vocab_size, h=config.model.d_model)
     tied = [waiting] if config.model.tied_embeddings else []
     if moment.blocks == 0:
-        return total(tied * 3)  # the output's gradient, the embedding's, and their sum
+        return total(tied * 2)  # the output's gradient, and the embedding's, which is added to it in place
     norm = [one.size for one in after_saved(config, device) if one.module == "final_norm"]
     return total([*saved, *tied, *(norm if moment.module == "final_norm" else [])])
 
