@@ -92,7 +92,12 @@ def peak_shares(
             "some is released already, or not yet there",
         ),
         Share("logits", _logits(config, moment), held["logits"], "not all at once at this instant"),
-        Share("the loss's operands", _operands(config, moment), held["the loss's operands"], "not all at this instant"),
+        Share(
+            "the loss's operands",
+            _operands(config, moment),
+            held["the loss's operands"],
+            "the loss is at another of its products",
+        ),
         Share(
             "autocast's cache", _cache(config, moment), held["autocast's cache"], "some of the block's are not made yet"
         ),

@@ -107,6 +107,17 @@ def test_a_kernels_scratch_is_in_the_rest() -> None:
     assert rest.why.startswith("no closed form: aten.mm in loss (100.00 KiB)")
 
 
+def test_scratch_can_move_the_peak_within_the_loss() -> None:
+    """By hand: to a 16-bit product for the weights' gradient, beside the masked input; float32 logits are gone."""
+    changes = {"model.vocab_size": 256, "precision.mode": "bf16-mixed"}
+    explanation, _ = traced(changes, Machine(cpu_scratch=MatrixScratch(100 * 1024)))
+    differences = {term.name: term.difference_bytes for term in explanation.peak}
+    assert differences["logits"] == -4 * 32 * 256
+    assert differences["the loss's operands"] == 2 * (32 * 16 + 256 * 16)
+    operands = next(term for term in explanation.peak if term.name == "the loss's operands")
+    assert operands.why == "the loss is at another of its products"
+
+
 def test_a_peak_in_the_backward_of_a_recomputed_block() -> None:
     """By hand: 4 blocks' inputs and one block's worth; what the block at work has released is all that is missing."""
     explanation, _ = traced({**SMALL_LOSS, "activation_checkpoint.policy": "full"})
