@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from small_runs import CPU, run_steps
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bptool.analysis.machine import FakeTensors
 from bptool.config.schema import Config
 from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.memory_ledger import MemoryLedger
@@ -31,22 +31,11 @@ from bptool.training.workload import Workload
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes notes to stderr otherwise
 
 
-class DeepCopied(FakeTensorMode):
-    """Fake tensors that are copied deeply, as `nn.TransformerEncoder` does, stay in their mode."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DeepCopied:
-        return self
-
-
 def measured_peak(config: Config, workload: Workload) -> int:
     """The allocator's peak in the second real step, which begins with the optimizer's state in place."""
     gc.collect()  # what goes in the measured step must have come in it: the profiler's memory of older blocks is stale
     step = build_step(config, workload, CPU, Announcer())
-
-    def persistent() -> list[Tensor]:
-        return [*step.model.parameters(), *step.model.buffers(), *step.optimizers.state().values()]
-
-    memory = PeakMemory(CPU, persistent)
+    memory = PeakMemory(CPU, step.persistent_tensors)
     step.announcer.instruments.append(memory)
     run_steps(step, 2, config.training.gradient_accumulation_steps)
     assert memory.peak_bytes is not None
@@ -57,7 +46,7 @@ def predicted(config: Config, workload: Workload, ledger: MemoryLedger | None = 
     """What a ledger records of the same two steps on fake tensors."""
     countable = replace(workload, weight=lambda batch: 1)
     ledger = ledger or MemoryLedger(scratch=CpuScratch())
-    with DeepCopied(), ledger:
+    with FakeTensors(), ledger:
         step = build_step(config, countable, CPU, Announcer([ledger]))
         with ledger.watching(step.model, step.optimizers):
             run_steps(step, 2, config.training.gradient_accumulation_steps)
@@ -185,7 +174,7 @@ def tracked_by_torch(config: Config, workload: Workload, *, fake: bool = True) -
 
     It knows no second micro-batch, and no update rule that reads a value.
     """
-    with DeepCopied() if fake else nullcontext():
+    with FakeTensors() if fake else nullcontext():
         step = build_step(config, replace(workload, weight=lambda batch: 1), CPU, Announcer())
         run_steps(step, 1)
         tracker = MemTracker()

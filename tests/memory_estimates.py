@@ -9,7 +9,7 @@ from typing import Any
 
 from small_runs import small_config
 
-from bptool.analysis.memory_estimate import (
+from bptool.analysis.memory.result import (
     CategoryBytes,
     Measured,
     MemoryEstimate,
@@ -17,8 +17,8 @@ from bptool.analysis.memory_estimate import (
     PhasePeak,
     WhatIf,
 )
-from bptool.analysis.simulation import STEADY, simulate
-from bptool.analysis.timeline import Timeline, timeline
+from bptool.analysis.memory.simulation import STEADY, simulate
+from bptool.analysis.memory.timeline import Timeline, timeline
 from bptool.instruments.memory_trace import CATEGORIES, MemoryTrace
 from bptool.training.workload import transformer_workload
 

@@ -21,8 +21,10 @@ _CPU = torch.device("cpu")
 _TYPICAL = "a100-80gb"  # its kernels are every later GPU's but for Hopper's cuDNN attention
 
 
-class _FakeTensors(FakeTensorMode):
-    def __deepcopy__(self, memo: dict[int, Any]) -> _FakeTensors:
+class FakeTensors(FakeTensorMode):
+    """PyTorch's mode, as a training step needs it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FakeTensors:
         """Tensors that are copied deeply, as `nn.TransformerEncoder` does, stay in their mode."""
         return self
 
@@ -58,7 +60,7 @@ class Machine:
     @contextmanager
     def simulated(self) -> Iterator[MemoryLedger]:
         """Fake tensors that behave as this device's, and the ledger that counts them."""
-        with _FakeTensors() if self.fake else nullcontext():
+        with FakeTensors() if self.fake else nullcontext():
             if self.gpu is None:
                 with MemoryLedger(scratch=self.cpu_scratch if self.fake else None) as ledger:
                     yield ledger

@@ -14,10 +14,15 @@ SCHEMA_VERSION = 1
 """Raised when a published key changes its meaning or goes."""
 
 
-class Result(BaseModel):
-    """A finished record. Keys carry their unit: `_bytes`, `_s`, `_flops`."""
+class Record(BaseModel):
+    """A part of a Result. Keys carry their unit: `_bytes`, `_s`, `_flops`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Result(Record):
+    """A command's finished record."""
+
     command: ClassVar[str]
 
     def document(self) -> dict[str, Any]:

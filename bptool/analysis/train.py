@@ -14,11 +14,13 @@ from typing import ClassVar
 import torch
 
 from bptool import __version__
-from bptool.analysis.memory import PeakPrediction, check_fit, check_state_fits, out_of_memory
+from bptool.analysis.machine import machine_named
+from bptool.analysis.memory.fit import PeakPrediction, check_fit, check_state_fits, out_of_memory
+from bptool.analysis.question import Question
 from bptool.analysis.result import Result
 from bptool.config.schema import Config
 from bptool.errors import BptoolError, OutOfMemory, ResumeError
-from bptool.hardware import available_memory_bytes, peak_rate, resolve_device, tune_cpu_allocator
+from bptool.hardware import peak_rate, resolve_device, tune_cpu_allocator
 from bptool.instruments.first_nonfinite import FirstNonFinite
 from bptool.instruments.gradient_histograms import GradientHistograms
 from bptool.instruments.peak_memory import PeakMemory
@@ -36,7 +38,7 @@ from bptool.training.run_folder import RESULT, resume_command
 from bptool.training.seeds import seed_step
 from bptool.training.step import StepOutcome, TrainStep
 from bptool.training.user_code import describe
-from bptool.training.workload import Batch, transformer_workload
+from bptool.training.workload import Batch, Workload, transformer_workload
 from bptool.units import gib
 
 
@@ -119,9 +121,9 @@ class Trainer:
         self._device = resolve_device(config.training.device)
         if self._device.type == "cpu":
             tune_cpu_allocator()
-        self._available_bytes = available_memory_bytes(self._device)
+        self._machine = machine_named(self._device.type, None)
         if opened.code is None:  # reading the data may take minutes
-            check_state_fits(config, transformer_workload(config), self._available_bytes)
+            check_state_fits(self._question(transformer_workload(config)))
         self._material: Material = open_material(
             config, self._device, code=opened.code, tokenizer_file=opened.folder.tokenizer
         )
@@ -181,11 +183,14 @@ class Trainer:
         self._opened.folder.write(RESULT, result.document())
         return result
 
+    def _question(self, workload: Workload) -> Question:
+        return Question(self.config.run.name, (), self.config, workload, self._machine, self._opened.code)
+
     def _predict(self) -> PeakPrediction | None:
         # Told below, in a line; PyTorch would also log a traceback.
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
         try:
-            return check_fit(self.config, self._material.workload, self._available_bytes)
+            return check_fit(self._question(self._material.workload))
         except BptoolError:
             raise
         except Exception as error:  # a user's model may do what fake tensors cannot; the run itself may still work
@@ -200,7 +205,7 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            lack = out_of_memory(self.config, self._prediction, self._available_bytes)
+            lack = out_of_memory(self._question(self._material.workload), self._prediction)
             reason = str(error).strip().splitlines()[0] if str(error) else "no more of it"
             raise OutOfMemory(f"memory ran out ({reason}); {lack.message}", lack.remedy) from error
 
@@ -235,12 +240,8 @@ class Trainer:
     def _watch_memory(self) -> None:
         """Measure the second step of this sitting, the first that begins as all later ones do; or the only one."""
         steps = self.config.training.steps - self.first_step
-        peak = self._peak = PeakMemory(self._device, self._persistent_tensors, measured_step=min(1, steps - 1))
+        peak = self._peak = PeakMemory(self._device, self._step.persistent_tensors, measured_step=min(1, steps - 1))
         self._announcer.instruments.insert(0, peak)  # outermost, so that its own work is not timed
-
-    def _persistent_tensors(self) -> list[torch.Tensor]:
-        model = self._step.model
-        return [*model.parameters(), *model.buffers(), *self._step.optimizers.state().values()]
 
     def _evaluate(self) -> float:
         step = self._step

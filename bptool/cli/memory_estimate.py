@@ -16,8 +16,8 @@ from bptool.cli.words import Debug, Json, Keys, Words, split_words
 from bptool.errors import AnswerIsNo, UsageError
 
 if TYPE_CHECKING:
-    from bptool.analysis.estimate import Simulated
-    from bptool.analysis.memory_estimate import MemoryEstimate
+    from bptool.analysis.memory.estimate import Simulated
+    from bptool.analysis.memory.result import MemoryEstimate
 
 _EXAMPLE = """\b
 Examples:
@@ -82,7 +82,7 @@ def memory_estimate(
     target, overrides = split_words(words)
     _refuse(device, gpu, [file for file in (html, snapshot) if file and file.exists() and not force])
 
-    from bptool.analysis.memory_answers import Further, answer, ask
+    from bptool.analysis.memory.answers import Further, answer, ask
 
     with redirect_stdout(sys.stderr):  # what the user's own code prints is not our result
         question = ask(target, overrides, device=device, gpu=gpu, capacity=fit)
@@ -108,8 +108,8 @@ def _refuse(device: str, gpu: str | None, existing: Sequence[Path]) -> None:
 
 
 def _write_page(path: Path, result: MemoryEstimate, step: Simulated) -> None:
-    from bptool.analysis.simulation import STEADY
-    from bptool.analysis.timeline import timeline
+    from bptool.analysis.memory.simulation import STEADY
+    from bptool.analysis.memory.timeline import timeline
     from bptool.report.memory_estimate_page import render_page
     from bptool.report.storage import writing
 
@@ -121,7 +121,7 @@ def _write_page(path: Path, result: MemoryEstimate, step: Simulated) -> None:
 
 
 def _write_snapshot(path: Path, step: Simulated) -> None:
-    from bptool.analysis.estimate_snapshot import write_snapshot
+    from bptool.analysis.memory.estimate_snapshot import write_snapshot
     from bptool.report.storage import writing
 
     with writing(path, then="run it again"):
@@ -135,8 +135,8 @@ def _text(result: MemoryEstimate, step: Simulated) -> str:
 
     from rich.console import Console
 
-    from bptool.analysis.simulation import STEADY
-    from bptool.analysis.timeline import timeline
+    from bptool.analysis.memory.simulation import STEADY
+    from bptool.analysis.memory.timeline import timeline
     from bptool.report.memory_estimate import render
     from bptool.report.picture import picture
 

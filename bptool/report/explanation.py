@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bptool.analysis.explanation import ExplainedTerm, Explanation
+from bptool.analysis.closed_forms.explanation import ExplainedTerm, Explanation
 from bptool.report.text import aligned, visible
 from bptool.units import format_bytes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from bptool.analysis.memory_estimate import CategoryBytes, MemoryEstimate
+from bptool.analysis.memory.result import CategoryBytes, MemoryEstimate
 from bptool.instruments.memory_trace import CATEGORIES
 from bptool.report.explanation import render_explanation
 from bptool.report.module_tree import ModuleNode, module_tree

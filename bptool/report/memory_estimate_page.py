@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-from bptool.analysis.memory_estimate import CategoryBytes, MemoryEstimate, WhatIf
-from bptool.analysis.timeline import STACK, Point, Timeline
+from bptool.analysis.memory.result import CategoryBytes, MemoryEstimate, WhatIf
+from bptool.analysis.memory.timeline import STACK, Point, Timeline
 from bptool.instruments.memory_trace import Category
 from bptool.report.categories import LOOKS
 from bptool.report.html.chart import (

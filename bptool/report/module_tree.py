@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from bptool.analysis.memory_estimate import ModuleBytes
+from bptool.analysis.memory.result import ModuleBytes
 
 
 @dataclass

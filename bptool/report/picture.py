@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from bptool.analysis.timeline import STACK, Point, Span, Timeline
+from bptool.analysis.memory.timeline import STACK, Point, Span, Timeline
 from bptool.report.axis import byte_ticks
 from bptool.report.categories import LOOKS
 from bptool.units import format_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bptool.analysis.snapshot_diff import SizeDifference, SnapshotDiff
+from bptool.analysis.memory.snapshot_diff import SizeDifference, SnapshotDiff
 from bptool.report.text import aligned, visible
 from bptool.units import format_bytes
 

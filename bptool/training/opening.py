@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bptool.config.asked import read_command_line
 from bptool.config.loading import load_config
 from bptool.config.overrides import override, parse_overrides
 from bptool.config.schema import Config, RunSettings
 from bptool.config.target import CodeTarget, FileTarget, Target, resolve_target
-from bptool.errors import ResumeError, UsageError
+from bptool.errors import ResumeError
 from bptool.training.resume import check_resumable
 from bptool.training.run_folder import CONFIG, RunFolder, find_run, free_name, read_run_config, resume_command
 
@@ -47,19 +48,14 @@ def open_new(target_text: str | None, overrides: Sequence[str], *, force: bool) 
         UsageError: the config is wrong, or the folder holds a run already.
         RunInUse, StorageError: the folder cannot be had.
     """
-    target = resolve_target(target_text)
-    config = load_config(target, overrides)
-    if config.run.workload and not isinstance(target, CodeTarget):
-        raise UsageError(
-            f"{target} names the user's own model in run.workload, and code is run only when it is the TARGET",
-            f"bptool train {config.run.workload}",
-        )
-    named = "run.name" in parse_overrides(overrides) or not _is_run(target)
+    asked = read_command_line(target_text, overrides, command="train")
+    config = asked.config
+    named = "run.name" in parse_overrides(overrides) or not _is_run(asked.target)
     if not (named and config.run.name):
-        stem = target.name or "run"
+        stem = asked.target.name or "run"
         name = stem if force else free_name(config.run.directory, stem)
         config = override(config, {"run.name": name})
-    return OpenedRun(RunFolder.create(config, force=force), config, _code(target))
+    return OpenedRun(RunFolder.create(config, force=force), config, asked.code)
 
 
 def open_resumed(run: str, target_text: str | None, overrides: Sequence[str], note: Callable[[str], None]) -> OpenedRun:

@@ -91,6 +91,10 @@ class TrainStep:
         overflow_only = not finite and math.isfinite(loss_value) and not self._scale_exhausted
         return StepOutcome(loss_value, norm_value, lr, sum(weights), applied, finite or overflow_only)
 
+    def persistent_tensors(self) -> list[Tensor]:
+        """What lives from one step to the next: weights, buffers and the optimizer's state, where there is one yet."""
+        return [*self.model.parameters(), *self.model.buffers(), *self.optimizers.state().values()]
+
     def accumulate(self, micro_batches: Sequence[Batch], weights: Sequence[int]) -> Tensor:
         """Forward and backward of every micro-batch; gradients add up in `.grad`, times the loss scale.
 

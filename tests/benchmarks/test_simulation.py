@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from allocator_events import DeepCopied
 from small_runs import CPU, run_steps
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from bptool.analysis.machine import FakeTensors
 from bptool.config.loading import load_config
 from bptool.config.schema import Config
 from bptool.config.target import resolve_target
@@ -58,7 +58,7 @@ def _step_s(config: Config, watch: Watch, repeats: int = 5) -> float:
     """Median processor time of a step that has been run before."""
     seconds = []
     for _ in range(repeats):
-        with DeepCopied():
+        with FakeTensors():
             workload = replace(transformer_workload(config), weight=lambda batch: 1)
             step = build_step(config, workload, CPU, Announcer())
             run_steps(step, 1)

@@ -186,7 +186,7 @@ def seen(text: Path, predicted: bool, *settings: str) -> Seen:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         if not predicted:
-            patch.setattr("bptool.analysis.train.check_fit", lambda *arguments: None)
+            patch.setattr("bptool.analysis.train.check_fit", lambda question: None)
         done = invoke("train", *SMALL, f"data.source={text}", *settings)
     runs = [path.parent.relative_to(folder) for path in folder.glob("*/*/config.json")]
     return Seen(done, folder / runs[0] if runs else folder)

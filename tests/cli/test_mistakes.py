@@ -161,7 +161,7 @@ class TestMachine:
     def test_a_step_that_does_not_fit_is_refused_with_overrides_that_do(
         self, train: Command, text: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bptool.analysis.train.available_memory_bytes", lambda device: 4 * 2**20)
+        monkeypatch.setattr("bptool.analysis.machine.available_memory_bytes", lambda device: 4 * 2**20)
         settings = ["training.micro_batch_size=32", "model.n_layers=2"]
         lines = told(train(*settings), 3, "peak is predicted as", "4.00 MiB are available", "these would fit:")
         *overrides, _, _ = lines[2].split()

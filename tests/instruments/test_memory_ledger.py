@@ -13,8 +13,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from bptool.analysis.memory import predict_peak
-from bptool.analysis.simulation import STEADY
+from bptool.analysis.memory.fit import predict_peak
+from bptool.analysis.memory.simulation import STEADY
 from bptool.config.schema import Config
 from bptool.instruments.memory_ledger import MemoryLedger
 from bptool.instruments.peak_memory import highest_sum, noted_allocations

@@ -9,7 +9,7 @@ from allocator_events import measured_peak
 from small_runs import small_config
 from torch import nn
 
-from bptool.analysis.simulation import STEADY, simulate
+from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.instruments.packed_sequences import taken_for_unpacked
 from bptool.training.workload import Workload
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from small_runs import small_config
 
-from bptool.analysis.explanation import BytesPerParameter, ExplainedTerm, Explanation, explain
-from bptool.analysis.simulation import simulate
+from bptool.analysis.closed_forms.explanation import BytesPerParameter, ExplainedTerm, Explanation, explain
+from bptool.analysis.memory.simulation import simulate
 from bptool.report.explanation import render_explanation
 from bptool.training.workload import transformer_workload
 

@@ -8,7 +8,7 @@ import pytest
 from memory_estimates import HOSTILE, hostile_estimate, hostile_timeline, small_estimate, small_timeline
 from web_page import WebPage, assert_stands_alone
 
-from bptool.analysis.memory_estimate import Measured, MemoryEstimate, ModuleBytes
+from bptool.analysis.memory.result import Measured, MemoryEstimate, ModuleBytes
 from bptool.report.memory_estimate_page import render_page
 from bptool.units import format_bytes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bptool.analysis.memory_estimate import ModuleBytes
+from bptool.analysis.memory.result import ModuleBytes
 from bptool.report.module_tree import ModuleNode, module_tree
 
 

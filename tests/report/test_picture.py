@@ -14,7 +14,7 @@ from memory_traces import traces
 from rich.cells import cell_len
 from rich.text import Text
 
-from bptool.analysis.timeline import STACK, Point, Span, Timeline, timeline
+from bptool.analysis.memory.timeline import STACK, Point, Span, Timeline, timeline
 from bptool.instruments.memory_trace import Category, MemoryTrace
 from bptool.report.categories import LOOKS
 from bptool.report.picture import picture

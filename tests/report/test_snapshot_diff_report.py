@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from bptool.analysis.snapshot_diff import Side, SizeDifference, SnapshotDiff, Source
+from bptool.analysis.memory.snapshot_diff import Side, SizeDifference, SnapshotDiff, Source
 from bptool.report.snapshot_diff import render_diff
 from bptool.units import GIB, MIB
 

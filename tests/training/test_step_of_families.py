@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from small_runs import CPU, AtOptimizer, copies, run_steps, same_bits, small_config, transformer_step
-from torch import Tensor
 
-from bptool.analysis.memory import predict_peak
+from bptool.analysis.memory.fit import predict_peak
 from bptool.instruments.peak_memory import PeakMemory
 from bptool.training.assembly import capture, restore
 from bptool.training.workload import transformer_workload
@@ -82,11 +81,7 @@ def test_the_predicted_peak_is_the_measured_one(model: dict[str, Any], policy: s
     config = small_config({**model, **shape, "activation_checkpoint.policy": policy})
     gc.collect()
     step = transformer_step(config)
-
-    def persistent() -> list[Tensor]:
-        return [*step.model.parameters(), *step.model.buffers(), *step.optimizers.state().values()]
-
-    memory = PeakMemory(CPU, persistent)
+    memory = PeakMemory(CPU, step.persistent_tensors)
     step.announcer.instruments.append(memory)
     run_steps(step, 2)
     assert memory.peak_bytes is not None

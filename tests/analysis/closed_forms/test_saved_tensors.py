@@ -10,8 +10,8 @@ import pytest
 import torch
 from small_runs import random_batches, small_config, transformer_step
 
-from bptool.analysis.moments import end_of_forward
-from bptool.analysis.saved_tensors import (
+from bptool.analysis.closed_forms.moments import end_of_forward
+from bptool.analysis.closed_forms.saved_tensors import (
     RNG_STATE_BYTES,
     SCALE,
     after_saved,
@@ -19,7 +19,7 @@ from bptool.analysis.saved_tensors import (
     block_saved,
     recomputed_saved,
 )
-from bptool.analysis.simulation import simulate
+from bptool.analysis.memory.simulation import simulate
 from bptool.config.schema import Config
 from bptool.training.workload import transformer_workload
 

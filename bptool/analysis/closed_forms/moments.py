@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from bptool.analysis.simulation import STEADY
+from bptool.analysis.memory.simulation import STEADY
 from bptool.instruments.memory_trace import MemoryTrace
 
 _BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$)")

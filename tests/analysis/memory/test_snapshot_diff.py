@@ -10,10 +10,10 @@ from hypothesis import given
 from memory_records import record, records
 from small_runs import small_config
 
-from bptool.analysis.caching_allocator import replay
-from bptool.analysis.estimate_snapshot import snapshot_of
-from bptool.analysis.simulation import STEADY, simulate
-from bptool.analysis.snapshot_diff import Side, SizeDifference, Source, diff
+from bptool.analysis.memory.caching_allocator import replay
+from bptool.analysis.memory.estimate_snapshot import snapshot_of
+from bptool.analysis.memory.simulation import STEADY, simulate
+from bptool.analysis.memory.snapshot_diff import Side, SizeDifference, Source, diff
 from bptool.instruments.memory_trace import Allocation, MemoryTrace
 from bptool.interop.memory_snapshot import Block, Frame, Frames, Segment, Snapshot
 from bptool.training.workload import transformer_workload

@@ -6,22 +6,18 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from bptool.analysis.explanation import Explanation
-from bptool.analysis.result import Result
-from bptool.analysis.simulation import STEADY, first_step_peak
-from bptool.analysis.snapshot_diff import SnapshotDiff
+from bptool.analysis.closed_forms.explanation import Explanation
+from bptool.analysis.memory.simulation import STEADY, first_step_peak
+from bptool.analysis.memory.snapshot_diff import SnapshotDiff
+from bptool.analysis.result import Record, Result
 from bptool.instruments.memory_trace import Allocation, MemoryTrace, total_bytes
 
 _LARGEST = 8
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CategoryBytes(_Record):
+class CategoryBytes(Record):
     """Bytes by what they are for; `parameters` has the buffers too."""
 
     parameters_bytes: int
@@ -32,7 +28,7 @@ class CategoryBytes(_Record):
     inputs_bytes: int
 
 
-class PhasePeak(_Record):
+class PhasePeak(Record):
     """The fullest instant of one phase, and what was being done then; recomputation is not the backward's."""
 
     phase: str
@@ -41,7 +37,7 @@ class PhasePeak(_Record):
     module: str
 
 
-class ModuleBytes(_Record):
+class ModuleBytes(Record):
     """What one module holds itself, without those inside it.
 
     Attributes:
@@ -54,7 +50,7 @@ class ModuleBytes(_Record):
     activations_bytes: int
 
 
-class TensorGroup(_Record):
+class TensorGroup(Record):
     """Tensors at the peak that differ in nothing but the number of their block."""
 
     count: int
@@ -65,28 +61,28 @@ class TensorGroup(_Record):
     tensor: str
 
 
-class OpMemory(_Record):
+class OpMemory(Record):
     """What one kind of operation made of what is held at the peak."""
 
     op: str
     n_bytes: int
 
 
-class Measured(_Record):
+class Measured(Record):
     """The same step, run in earnest; `relative_error` is (predicted - measured) / measured."""
 
     peak_allocated_bytes: int
     relative_error: float
 
 
-class WhatIf(_Record):
+class WhatIf(Record):
     """The peak with some settings changed; `settings` are overrides, as they are typed."""
 
     settings: list[str]
     peak_allocated_bytes: int
 
 
-class Fitting(_Record):
+class Fitting(Record):
     """Settings that fit.
 
     Attributes:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from bptool.analysis.formula import Amount, amount
+from bptool.analysis.closed_forms.formula import Amount, amount
 from bptool.config.schema import Config, ModelSettings
 from bptool.training.activation_checkpoint import recomputed_blocks
 

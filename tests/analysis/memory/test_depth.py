@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from small_runs import small_config
 
-from bptool.analysis.depth import Blocks, extended, same
-from bptool.analysis.simulation import simulate, simulate_deep
+from bptool.analysis.memory.depth import Blocks, extended, same
+from bptool.analysis.memory.simulation import simulate, simulate_deep
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import MemoryTrace

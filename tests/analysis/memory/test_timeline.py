@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from memory_traces import Tape, traces
 from small_runs import small_config
 
-from bptool.analysis.simulation import STEADY, simulate
-from bptool.analysis.timeline import STACK, Kind, Share, Span, Timeline, timeline
+from bptool.analysis.memory.simulation import STEADY, simulate
+from bptool.analysis.memory.timeline import STACK, Kind, Share, Span, Timeline, timeline
 from bptool.instruments.memory_trace import CATEGORIES, MemoryTrace
 from bptool.training.workload import transformer_workload
 

@@ -12,10 +12,10 @@ from memory_records import CAPACITIES, record, records
 from small_runs import small_config
 from torch.cuda import _memory_viz as viewer
 
-from bptool.analysis.caching_allocator import Replay, replay
-from bptool.analysis.estimate_snapshot import write_snapshot
-from bptool.analysis.simulation import STEADY, simulate
-from bptool.analysis.snapshot_peak import peak_of
+from bptool.analysis.memory.caching_allocator import Replay, replay
+from bptool.analysis.memory.estimate_snapshot import write_snapshot
+from bptool.analysis.memory.simulation import STEADY, simulate
+from bptool.analysis.memory.snapshot_peak import peak_of
 from bptool.instruments.memory_trace import Allocation, MemoryTrace
 from bptool.interop.memory_snapshot import read_snapshot
 from bptool.training.workload import transformer_workload

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from bptool.analysis.formula import Amount, amount, total
-from bptool.analysis.saved_tensors import Device, layout
+from bptool.analysis.closed_forms.formula import Amount, amount, total
+from bptool.analysis.closed_forms.saved_tensors import Device, layout
 from bptool.config.keys import dotted, fields
 from bptool.config.schema import Config, ModelSettings
 from bptool.model.loss import chunk_tokens

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
-from bptool.analysis.caching_allocator import replay, rounded_size
-from bptool.analysis.snapshot_peak import LiveBlock, peak_of
+from bptool.analysis.memory.caching_allocator import replay, rounded_size
+from bptool.analysis.memory.snapshot_peak import LiveBlock, peak_of
+from bptool.analysis.result import Record
 from bptool.instruments.memory_trace import Allocation, MemoryTrace
 from bptool.interop.memory_snapshot import Frame, Snapshot
 
@@ -24,18 +24,14 @@ _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _OPERATOR = re.compile(r"^at::_ops::(\w+)::")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Record):
+class Source(Record):
     """Where blocks of one size come from, and how many come from there."""
 
     where: str
     blocks_count: int
 
 
-class SizeDifference(_Record):
+class SizeDifference(Record):
     """Blocks of one size, of which one side has more.
 
     Attributes:
@@ -56,7 +52,7 @@ class SizeDifference(_Record):
         return (self.estimate_count - self.snapshot_count) * self.size_bytes
 
 
-class Side(_Record):
+class Side(Record):
     """One of the two, when most was allocated.
 
     Attributes:
@@ -71,7 +67,7 @@ class Side(_Record):
     blocks_count: int
 
 
-class SnapshotDiff(_Record):
+class SnapshotDiff(Record):
     """An estimate and a snapshot at their peaks.
 
     Attributes:

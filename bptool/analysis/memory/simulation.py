@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
 
-from bptool.analysis.depth import Blocks, Extended, extended
 from bptool.analysis.machine import THIS_CPU, Machine
+from bptool.analysis.memory.depth import Blocks, Extended, extended
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import MemoryTrace

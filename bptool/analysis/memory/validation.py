@@ -6,8 +6,9 @@ import gc
 
 import torch
 
-from bptool.analysis.estimate import Question, Simulated
-from bptool.analysis.memory_estimate import Measured
+from bptool.analysis.memory.estimate import Simulated
+from bptool.analysis.memory.result import Measured
+from bptool.analysis.question import Question
 from bptool.errors import OutOfMemory
 from bptool.hardware import available_memory_bytes, resolve_device
 from bptool.instruments.peak_memory import PeakMemory
@@ -31,17 +32,13 @@ def measured(question: Question, step: Simulated) -> Measured:
             "make the batch or the model smaller",
         )
     real = build_step(question.config, question.workload, device, Announcer())
-    peak = PeakMemory(device, lambda: _persistent(real))
+    peak = PeakMemory(device, real.persistent_tensors)
     real.announcer.instruments.append(peak)
     _run(real, question.config.training.gradient_accumulation_steps, device)
     assert peak.peak_bytes is not None, "the second step was measured"
     return Measured(
         peak_allocated_bytes=peak.peak_bytes, relative_error=(step.peak_bytes - peak.peak_bytes) / peak.peak_bytes
     )
-
-
-def _persistent(step: TrainStep) -> list[torch.Tensor]:
-    return [*step.model.parameters(), *step.model.buffers(), *step.optimizers.state().values()]
 
 
 def _run(step: TrainStep, count: int, device: torch.device) -> None:

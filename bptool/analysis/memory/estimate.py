@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from bptool.analysis.caching_allocator import replay
-from bptool.analysis.depth import Extended
 from bptool.analysis.machine import Machine
-from bptool.analysis.memory_estimate import MemoryEstimate, module_bytes, readings
-from bptool.analysis.simulation import STEADY, simulate_deep
+from bptool.analysis.memory.caching_allocator import replay
+from bptool.analysis.memory.depth import Extended
+from bptool.analysis.memory.result import MemoryEstimate, module_bytes, readings
+from bptool.analysis.memory.simulation import STEADY, simulate_deep
+from bptool.analysis.question import Question
 from bptool.config.schema import Config
 from bptool.errors import BptoolError, TargetError
 from bptool.gpus import Range
@@ -22,21 +23,6 @@ from bptool.training.workload import Workload
 from bptool.units import format_bytes
 
 _NOTHING = Range(0, 0, 0, "")
-
-
-@dataclass(frozen=True)
-class Question:
-    """What an estimate is asked about.
-
-    Attributes:
-        target, settings: in the user's words.
-    """
-
-    target: str
-    settings: tuple[str, ...]
-    config: Config
-    workload: Workload
-    machine: Machine
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,11 @@ def simulated(config: Config, workload: Workload, machine: Machine) -> Simulated
     Raises:
         TargetError: the user's model does what fake tensors cannot.
     """
-    found = _simulate(config, workload, machine)
+    return counted(_simulate(config, workload, machine), machine)
+
+
+def counted(found: Extended, machine: Machine) -> Simulated:
+    """The record with the sizes that the machine's allocator gives, and whether they fit."""
     if machine.gpu is None:
         peak = int(found.trace.live_bytes.max())
         fits = None if machine.capacity_bytes is None else peak <= machine.capacity_bytes

@@ -9,19 +9,18 @@ from pathlib import Path
 
 import torch
 
-from bptool.analysis.alternatives import fitting, largest_micro_batch, longest_sequence, what_if
-from bptool.analysis.estimate import Question, Simulated, estimate, simulated
-from bptool.analysis.explanation import Explanation, explain
-from bptool.analysis.machine import Machine, machine_named
-from bptool.analysis.memory_estimate import MemoryEstimate
-from bptool.analysis.snapshot_diff import diff
-from bptool.analysis.validation import measured
-from bptool.config.loading import load_config
-from bptool.config.target import CodeTarget, resolve_target
+from bptool.analysis import question as questions
+from bptool.analysis.closed_forms.explanation import Explanation, explain
+from bptool.analysis.machine import Machine
+from bptool.analysis.memory.alternatives import largest_micro_batch, longest_sequence, nearest_fitting, what_if
+from bptool.analysis.memory.estimate import Simulated, estimate, simulated
+from bptool.analysis.memory.result import MemoryEstimate
+from bptool.analysis.memory.snapshot_diff import diff
+from bptool.analysis.memory.validation import measured
+from bptool.analysis.question import Question
 from bptool.errors import DeviceError, TargetError, UsageError
 from bptool.interop.memory_snapshot import read_snapshot
-from bptool.training.user_code import load_workload, users_errors
-from bptool.training.workload import transformer_workload
+from bptool.training.user_code import users_errors
 from bptool.units import parse_bytes
 
 
@@ -56,18 +55,8 @@ def ask(
     Raises:
         UsageError: the command line or the config is wrong, or the user's model cannot be had.
     """
-    target = resolve_target(target_text)
-    config = load_config(target, overrides)
-    code = target if isinstance(target, CodeTarget) else None
-    if config.run.workload and code is None:
-        raise UsageError(
-            f"{target} names the user's own model in run.workload, and code is run only when it is the TARGET",
-            f"bptool memory-estimate {config.run.workload}",
-        )
-    asked = config.training.device.partition(":")[0] if device == "auto" else device
-    machine = _within(machine_named(asked, gpu), capacity)
-    workload = load_workload(code) if code else transformer_workload(config)
-    return Question(target_text or target.name, tuple(overrides), config, workload, machine)
+    question = questions.ask(target_text, overrides, command="memory-estimate", device=device, gpu=gpu)
+    return replace(question, machine=_within(question.machine, capacity))
 
 
 def answer(question: Question, further: Further) -> tuple[MemoryEstimate, Simulated]:
@@ -79,7 +68,7 @@ def answer(question: Question, further: Further) -> tuple[MemoryEstimate, Simula
     if further.validate and question.machine.gpu and not torch.cuda.is_available():
         raise DeviceError("--validate runs a real step, and this machine has no GPU", "leave out --gpu, or --validate")
     theirs = read_snapshot(further.snapshot) if further.snapshot else None
-    with users_errors(_code(question)):
+    with users_errors(question.code):
         question, step = _simulated(question, further)
         more: dict[str, object] = {}
         if further.validate:
@@ -91,7 +80,7 @@ def answer(question: Question, further: Further) -> tuple[MemoryEstimate, Simula
         if further.what_if:
             more["what_if"] = what_if(question)
         if further.limits or step.fits is False:
-            more["fitting"] = fitting(question)
+            more["fitting"] = nearest_fitting(question)
         if further.limits:
             more["largest_micro_batch_size"] = largest_micro_batch(question)
             more["longest_sequence_length"] = longest_sequence(question)
@@ -126,8 +115,3 @@ def _within(machine: Machine, capacity: str | None) -> Machine:
         return replace(machine, capacity_bytes=parse_bytes(capacity))
     except ValueError as error:
         raise UsageError(f"--fit: {error}", "such as 24GiB (2^30 bytes each) or 24GB (10^9)") from None
-
-
-def _code(question: Question) -> CodeTarget | None:
-    target = resolve_target(question.target)
-    return target if isinstance(target, CodeTarget) else None

@@ -11,7 +11,10 @@ from small_runs import Perceptron, masked_regression, small_config
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from bptool.analysis.memory import PeakPrediction, check_fit, out_of_memory, predict_peak, state_bytes
+from bptool.analysis.machine import Machine
+from bptool.analysis.memory.fit import PeakPrediction, check_fit, out_of_memory, predict_peak
+from bptool.analysis.memory.least import state_bytes
+from bptool.analysis.question import Question
 from bptool.config.loading import load_config
 from bptool.config.overrides import override, parse_overrides
 from bptool.config.schema import Config
@@ -31,9 +34,13 @@ def peak(config: Config) -> int:
     return predict_peak(config, transformer_workload(config)).peak_bytes
 
 
+def question(config: Config, available: int | None, workload: Workload | None = None) -> Question:
+    return Question("", (), config, workload or transformer_workload(config), Machine(None, available))
+
+
 def refusal(config: Config, available: int) -> OutOfMemory:
     with pytest.raises(OutOfMemory) as caught:
-        check_fit(config, transformer_workload(config), available)
+        check_fit(question(config, available))
     return caught.value
 
 
@@ -113,7 +120,7 @@ class TestCheckFit:
     def test_what_fits_is_predicted(self) -> None:
         config = small_config()
         prediction = predict_peak(config, transformer_workload(config))
-        assert check_fit(config, transformer_workload(config), prediction.peak_bytes) == prediction
+        assert check_fit(question(config, prediction.peak_bytes)) == replace(prediction, fits=True)
 
     def test_one_byte_too_few(self) -> None:
         config = small_config()
@@ -173,19 +180,19 @@ class TestCheckFit:
             return made
 
         with pytest.raises(OutOfMemory):
-            check_fit(config, replace(workload, model=model), 1000)
+            check_fit(question(config, 1000, replace(workload, model=model)))
         assert {device.type for device in built} == {"meta"}
 
 
 class TestOutOfMemory:
     def test_without_a_prediction(self) -> None:
-        error = out_of_memory(small_config({"model.n_layers": 1}), None, 10)
+        error = out_of_memory(question(small_config({"model.n_layers": 1}), 10), None)
         assert error.message == "a step's peak is predicted as unknown; 10 B are available"
         assert error.exit_code == 3
 
     def test_a_users_model(self) -> None:
         config = override(small_config(), {"run.workload": "my_model.py:vit"})
-        error = out_of_memory(config, PeakPrediction(3 * GIB, {}), 2 * GIB)
+        error = out_of_memory(question(config, 2 * GIB), PeakPrediction(3 * GIB, {}))
         assert error.message == "a step's peak is predicted as 3.00 GiB; 2.00 GiB are available"
         assert error.remedy.startswith("make the batches of my_model.py:vit smaller")
 
@@ -202,9 +209,9 @@ def test_a_workload_that_cannot_be_fake_is_told_by_its_own_error() -> None:
 def test_a_batch_far_too_large_is_refused_without_simulating_it() -> None:
     config = override(Config(), {"training.micro_batch_size": 10**6})
     with pytest.raises(OutOfMemory, match=r"at least 488\.\d+ GiB") as caught:  # 4 blocks x 256e6 x 128 x 4 bytes
-        check_fit(config, transformer_workload(config), 8 * GIB)
+        check_fit(question(config, 8 * GIB))
     pairs = caught.value.remedy.splitlines()[1].split("   ")[0].split()
     proposed = {key: int(value) for key, value in (pair.split("=") for pair in pairs)}
     assert proposed["training.micro_batch_size"] * proposed["training.gradient_accumulation_steps"] == 10**6
     lighter = override(config, dict(proposed))
-    assert check_fit(lighter, transformer_workload(lighter), 8 * GIB).peak_bytes <= 8 * GIB
+    assert check_fit(question(lighter, 8 * GIB)).peak_bytes <= 8 * GIB

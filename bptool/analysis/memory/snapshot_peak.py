@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bptool.analysis.caching_allocator import rounded_size, smallest_rest
+from bptool.analysis.memory.caching_allocator import rounded_size, smallest_rest
 from bptool.interop.memory_snapshot import Entry, Frames, Snapshot
 
 _FREES = ("free_requested", "free_completed")  # a recording can be told to leave out either

@@ -11,9 +11,9 @@ import torch
 from cuda_runs import simulate_on
 from small_runs import masked_regression, small_config
 
-from bptool.analysis.explanation import Explanation, explain
+from bptool.analysis.closed_forms.explanation import Explanation, explain
 from bptool.analysis.machine import THIS_CPU, Machine
-from bptool.analysis.simulation import STEADY, simulate
+from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.config.overrides import override
 from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.memory_trace import MemoryTrace

@@ -10,7 +10,7 @@ from allocator_events import first_departure, measured_peak, predicted, tracked_
 from foreign_models import FOREIGN
 from small_runs import small_config
 
-from bptool.analysis.simulation import STEADY, simulate
+from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.config.schema import Config
 from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.memory_ledger import MemoryLedger

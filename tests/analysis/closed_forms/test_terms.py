@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import run_steps, small_config, transformer_step
 
-from bptool.analysis.closed_forms import (
+from bptool.analysis.closed_forms.formula import Amount, amount, total
+from bptool.analysis.closed_forms.terms import (
     COVERED,
     bytes_per_parameter,
     is_gpt_layer,
@@ -23,7 +24,6 @@ from bptool.analysis.closed_forms import (
     uncovered,
     weights,
 )
-from bptool.analysis.formula import Amount, amount, total
 from bptool.config.loading import load_config, parse_config
 from bptool.config.schema import Config
 from bptool.config.target import resolve_target

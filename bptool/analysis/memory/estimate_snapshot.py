@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bptool.analysis.caching_allocator import Action, Replay, replay
-from bptool.analysis.caching_allocator import Block as AllocatorBlock
+from bptool.analysis.memory.caching_allocator import Action, Replay, replay
+from bptool.analysis.memory.caching_allocator import Block as AllocatorBlock
 from bptool.instruments.memory_trace import Allocation, MemoryTrace
 from bptool.interop.memory_snapshot import Block, Entry, Frame, Frames, Segment, Snapshot, write_snapshot_file
 

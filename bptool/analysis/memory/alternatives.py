@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from bptool.analysis.estimate import Question, Simulated, simulated
-from bptool.analysis.memory import block_inputs_bytes, state_bytes
-from bptool.analysis.memory_estimate import Fitting, WhatIf
+from bptool.analysis.memory.estimate import Simulated, simulated
+from bptool.analysis.memory.least import least_bytes
+from bptool.analysis.memory.result import Fitting, WhatIf
+from bptool.analysis.question import Question
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.errors import ConfigError
@@ -16,7 +17,6 @@ from bptool.training.activation_checkpoint import recomputed_blocks
 from bptool.training.workload import transformer_workload
 
 Changes = dict[str, object]
-_WANTED = 3
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ def what_if(question: Question) -> list[WhatIf]:
     return sorted(found, key=lambda one: one.peak_allocated_bytes)
 
 
-def fitting(question: Question) -> list[Fitting]:
+def nearest_fitting(question: Question, wanted: int = 3) -> list[Fitting]:
     """The nearest settings that fit: the same update first, then the least recomputation, then the fewest changes."""
     found: list[Fitting] = []
     for one in sorted(_combinations(question.config), key=lambda one: _cost(question.config, one)):
         tried = _tried(question, one.changes, within=question.machine.capacity_bytes)
         if tried is not None and tried.fits:
             found.append(_fitting(question, one, tried))
-            if len(found) == _WANTED:
+            if len(found) == wanted:
                 break
     return found
 
@@ -91,7 +91,7 @@ def _tried(question: Question, changes: Changes, *, within: int | None = None) -
     except ConfigError:
         return None
     workload = question.workload if config.run.workload else transformer_workload(config)
-    if within is not None and state_bytes(config, workload) + block_inputs_bytes(config) > within:
+    if within is not None and least_bytes(config, workload) > within:
         return None
     return simulated(config, workload, question.machine)
 

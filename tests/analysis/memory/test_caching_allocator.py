@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from memory_records import CAPACITIES, record, records
 
-from bptool.analysis.caching_allocator import Refusal, Replay, replay
+from bptool.analysis.memory.caching_allocator import Refusal, Replay, replay
 from bptool.instruments.memory_trace import MemoryTrace
 from bptool.units import GIB, MIB
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_records import record, records
 
-from bptool.analysis.caching_allocator import replay
-from bptool.analysis.estimate_snapshot import snapshot_of
-from bptool.analysis.snapshot_peak import LiveBlock, peak_of
+from bptool.analysis.memory.caching_allocator import replay
+from bptool.analysis.memory.estimate_snapshot import snapshot_of
+from bptool.analysis.memory.snapshot_peak import LiveBlock, peak_of
 from bptool.instruments.memory_trace import MemoryTrace
 from bptool.interop.memory_snapshot import Block, Entry, Frame, Segment, Snapshot
 from bptool.units import MIB

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bptool.analysis import closed_forms
-from bptool.analysis.closed_forms import Parameter
-from bptool.analysis.formula import Amount, amount, total
-from bptool.analysis.moments import Moment, block_of
-from bptool.analysis.saved_tensors import (
+from bptool.analysis.closed_forms import terms
+from bptool.analysis.closed_forms.formula import Amount, amount, total
+from bptool.analysis.closed_forms.moments import Moment, block_of
+from bptool.analysis.closed_forms.saved_tensors import (
     LOG_PROBABILITIES,
     OUTPUT,
     Device,
@@ -20,6 +19,7 @@ from bptool.analysis.saved_tensors import (
     block_saved,
     recomputed_saved,
 )
+from bptool.analysis.closed_forms.terms import Parameter
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import Allocation, Category
 from bptool.training.activation_checkpoint import recomputed_blocks
@@ -69,10 +69,10 @@ def peak_shares(
         held[group].append(allocation)
     at_work = f"blocks.{moment.at_work} is at work" if moment.at_work is not None else "the ledger saw it at work"
     shares = [
-        Share("weights", closed_forms.weights(parameters).size, held["weights"], _UNTRAINED),
+        Share("weights", terms.weights(parameters).size, held["weights"], _UNTRAINED),
         Share(
             "optimizer state",
-            closed_forms.optimizer_state(config, parameters).size,
+            terms.optimizer_state(config, parameters).size,
             held["optimizer state"],
             _UNTRAINED,
         ),
@@ -82,7 +82,7 @@ def peak_shares(
         return shares + [Share(name, None, held[name], "") for name in rows]
     return [
         *shares,
-        Share("inputs", closed_forms.inputs(config).size, held["inputs"], ""),
+        Share("inputs", terms.inputs(config).size, held["inputs"], ""),
         Share("gradients", _gradients(config, parameters, moment), held["gradients"], f"{at_work}, which has some"),
         Share("blocks", _blocks(config, moment, device), held["blocks"], f"{at_work}, which holds a part of its own"),
         Share(
@@ -110,7 +110,7 @@ _UNTRAINED = "parameters that are not trained, and buffers, have no gradient and
 
 def is_logits(config: Config, allocation: Allocation) -> bool:
     """Whether it is as wide as the vocabulary for each token of a chunk, and the loss's."""
-    shape = f"[{closed_forms.chunk_of(config)}, {config.model.vocab_size}]"
+    shape = f"[{terms.chunk_of(config)}, {config.model.vocab_size}]"
     return block_of(allocation.module) is None and allocation.tensor.endswith(shape)
 
 
@@ -155,7 +155,7 @@ def _is_operand(config: Config, allocation: Allocation, moment: Moment) -> bool:
     if not (moment.phase == "forward" and _in_loss(config, moment)):
         return False
     tokens = config.training.micro_batch_size * config.training.sequence_length
-    rows = (tokens, closed_forms.chunk_of(config), config.model.vocab_size)
+    rows = (tokens, terms.chunk_of(config), config.model.vocab_size)
     ends = tuple(f"[{number}, {config.model.d_model}]" for number in rows)
     return allocation.module == "final_norm" or (allocation.module == "loss" and allocation.tensor.endswith(ends))
 
@@ -172,7 +172,7 @@ def _is_waiting(config: Config, allocation: Allocation, moment: Moment) -> bool:
 def _gradients(config: Config, parameters: Sequence[Parameter], moment: Moment) -> Amount:
     """Of the blocks that the backward is done with, and of what comes after them."""
     if moment.micro_batch > 0 or moment.phase in ("clip", "optimizer"):
-        return closed_forms.gradients(parameters).size
+        return terms.gradients(parameters).size
     if moment.phase not in ("backward", "recompute"):
         return total([])
     model = config.model
@@ -221,16 +221,16 @@ def _stream(config: Config) -> int:
 def _logits(config: Config, moment: Moment) -> Amount:
     """While the loss is taken or differentiated."""
     now = moment.phase in ("forward", "backward") and _in_loss(config, moment)
-    return closed_forms.logits(config).size if now else total([])
+    return terms.logits(config).size if now else total([])
 
 
 def _operands(config: Config, moment: Moment) -> Amount:
     now = moment.phase == "forward" and _in_loss(config, moment)
-    return closed_forms.loss_operands(config).size if now else total([])
+    return terms.loss_operands(config).size if now else total([])
 
 
 def _cache(config: Config, moment: Moment) -> Amount:
-    return closed_forms.autocast_cache(config, moment.blocks).size if moment.phase == "forward" else total([])
+    return terms.autocast_cache(config, moment.blocks).size if moment.phase == "forward" else total([])
 
 
 def _in_loss(config: Config, moment: Moment) -> bool:

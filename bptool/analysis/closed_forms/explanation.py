@@ -7,15 +7,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
-from bptool.analysis import closed_forms
-from bptool.analysis.closed_forms import DERIVATIVES, Parameter, Term
-from bptool.analysis.formula import total
-from bptool.analysis.moments import block_of, end_of_forward, moment_of
-from bptool.analysis.peak_terms import Share, is_logits, peak_shares
-from bptool.analysis.saved_tensors import WEIGHT_COPY, Device, Saved, after_saved, before_saved, block_saved
-from bptool.analysis.simulation import STEADY
+from bptool.analysis.closed_forms import terms
+from bptool.analysis.closed_forms.formula import total
+from bptool.analysis.closed_forms.moments import block_of, end_of_forward, moment_of
+from bptool.analysis.closed_forms.peak_terms import Share, is_logits, peak_shares
+from bptool.analysis.closed_forms.saved_tensors import (
+    WEIGHT_COPY,
+    Device,
+    Saved,
+    after_saved,
+    before_saved,
+    block_saved,
+)
+from bptool.analysis.closed_forms.terms import DERIVATIVES, Parameter, Term
+from bptool.analysis.memory.simulation import STEADY
+from bptool.analysis.result import Record
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import Allocation, Category, MemoryTrace, total_bytes
 from bptool.training.activation_checkpoint import recomputed_blocks
@@ -28,11 +35,7 @@ _NAMED = 3
 """How many of the ledger's tensors a sentence names."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ExplainedTerm(_Record):
+class ExplainedTerm(Record):
     """A closed form beside the ledger's count.
 
     Attributes:
@@ -56,7 +59,7 @@ class ExplainedTerm(_Record):
     parts: list[ExplainedTerm]
 
 
-class BytesPerParameter(_Record):
+class BytesPerParameter(Record):
     """What the recipe holds of each parameter, in bytes; without `lasting` it is the forward's and gone after it."""
 
     name: str
@@ -64,7 +67,7 @@ class BytesPerParameter(_Record):
     lasting: bool
 
 
-class Explanation(_Record):
+class Explanation(Record):
     """Closed forms of one architecture and recipe, audited.
 
     Attributes:
@@ -101,12 +104,12 @@ def explain(config: Config, trace: MemoryTrace, device: Literal["cpu", "cuda"] =
     """
     kernels = _kernels(trace, device)
     own = config.run.workload
-    unknown = [f"the activations of {own}"] if own else closed_forms.uncovered(config, kernels)
-    parameters = _ledger_parameters(trace) if unknown else closed_forms.parameters_of(config)
-    terms = _states(config, parameters, trace)
+    unknown = [f"the activations of {own}"] if own else terms.uncovered(config, kernels)
+    parameters = _ledger_parameters(trace) if unknown else terms.parameters_of(config)
+    found = _states(config, parameters, trace)
     literature: list[ExplainedTerm] = []
     if not unknown:
-        terms += [_inputs(config, trace), *_activations(config, trace, kernels), _logits(config, trace)]
+        found += [_inputs(config, trace), *_activations(config, trace, kernels), _logits(config, trace)]
         literature = _literature(config, trace, kernels)
     peak_event = trace.peak_event(STEADY)
     live, moment = trace.live_at(peak_event), moment_of(trace, peak_event)
@@ -115,7 +118,7 @@ def explain(config: Config, trace: MemoryTrace, device: Literal["cpu", "cuda"] =
     peak = [_explained_share(share, instant) for share in shares if share.held or (share.size and share.size.n_bytes)]
     predicted, held = sum(term.predicted_bytes or 0 for term in peak), int(trace.live_bytes[peak_event])
     return Explanation(
-        terms=terms,
+        terms=found,
         literature=literature,
         bytes_per_parameter=_per_parameter(config, parameters, None if unknown else kernels),
         peak=peak,
@@ -123,7 +126,7 @@ def explain(config: Config, trace: MemoryTrace, device: Literal["cpu", "cuda"] =
         peak_predicted_bytes=predicted,
         peak_ledger_bytes=held,
         no_closed_form=unknown,
-        verdict=_verdict(terms, peak, held, unknown),
+        verdict=_verdict(found, peak, held, unknown),
     )
 
 
@@ -148,9 +151,9 @@ def _states(config: Config, parameters: Sequence[Parameter], trace: MemoryTrace)
     update = trace.events_of(STEADY, "optimizer")
     live = trace.live_at(int(update[0]))
     kinds: list[tuple[Category, Term]] = [
-        ("parameters", closed_forms.weights(parameters)),
-        ("gradients", closed_forms.gradients(parameters)),
-        ("optimizer_state", closed_forms.optimizer_state(config, parameters)),
+        ("parameters", terms.weights(parameters)),
+        ("gradients", terms.gradients(parameters)),
+        ("optimizer_state", terms.optimizer_state(config, parameters)),
     ]
     why = "parameters that are not trained, and buffers, have no gradient and no state"
     return [
@@ -161,7 +164,7 @@ def _states(config: Config, parameters: Sequence[Parameter], trace: MemoryTrace)
 
 def _inputs(config: Config, trace: MemoryTrace) -> ExplainedTerm:
     live = trace.live_at(int(trace.events_of(STEADY, "optimizer")[0]))
-    return _explained(closed_forms.inputs(config), [a for a in live if a.category == "inputs"], "all through the step")
+    return _explained(terms.inputs(config), [a for a in live if a.category == "inputs"], "all through the step")
 
 
 def _activations(config: Config, trace: MemoryTrace, device: Device) -> list[ExplainedTerm]:
@@ -252,7 +255,7 @@ def _unforeseen(allocation: Allocation, instant: str) -> ExplainedTerm:
 
 def _logits(config: Config, trace: MemoryTrace) -> ExplainedTerm:
     """The ledger's most of them at once."""
-    term = closed_forms.logits(config)
+    term = terms.logits(config)
     live: list[Allocation] = []
     most: list[Allocation] = []
     for event in trace.events_of(STEADY).tolist():
@@ -268,7 +271,7 @@ def _logits(config: Config, trace: MemoryTrace) -> ExplainedTerm:
 
 def _literature(config: Config, trace: MemoryTrace, device: Device) -> list[ExplainedTerm]:
     """The paper's count of a layer beside this model's own, and where they part."""
-    if not closed_forms.is_gpt_layer(config):
+    if not terms.is_gpt_layer(config):
         return []
     recomputed = recomputed_blocks(config.model.n_layers, config.activation_checkpoint)
     kept = _kept_by_forward(trace)
@@ -280,7 +283,7 @@ def _literature(config: Config, trace: MemoryTrace, device: Device) -> list[Expl
             _departures(config, index, device),
         )
         for index in _shown_blocks(config, device)
-        for term in closed_forms.paper_layers(config, recomputed=index in recomputed)
+        for term in terms.paper_layers(config, recomputed=index in recomputed)
     ]
 
 
@@ -304,7 +307,7 @@ def _per_parameter(config: Config, parameters: Sequence[Parameter], device: Devi
     """The recipe; autocast's copies only where the device is given, as the blocks' tensors are known then."""
     rows = [
         BytesPerParameter(name=name, per_parameter_bytes=each, lasting=True)
-        for name, each in closed_forms.bytes_per_parameter(config, parameters)
+        for name, each in terms.bytes_per_parameter(config, parameters)
     ]
     copied = 0
     if device is not None:
@@ -372,10 +375,10 @@ def _place(trace: MemoryTrace, event: int) -> str:
     return f"{at.phase}, {at.op or 'a release'}{f' in {at.module}' if at.module else ''}"
 
 
-def _verdict(terms: Sequence[ExplainedTerm], peak: Sequence[ExplainedTerm], held: int, unknown: Sequence[str]) -> str:
-    rounded = [term for term in terms if term.difference_bytes and term.why.startswith("CUDA's allocator")]
-    wrong = [term for term in terms if term.difference_bytes and term not in rounded]
-    exact = f"{len(terms) - len(wrong)} of {len(terms)} closed forms agree with the ledger to the byte"
+def _verdict(found: Sequence[ExplainedTerm], peak: Sequence[ExplainedTerm], held: int, unknown: Sequence[str]) -> str:
+    rounded = [term for term in found if term.difference_bytes and term.why.startswith("CUDA's allocator")]
+    wrong = [term for term in found if term.difference_bytes and term not in rounded]
+    exact = f"{len(found) - len(wrong)} of {len(found)} closed forms agree with the ledger to the byte"
     exact += ", but for the allocator's rounding" if rounded else ""
     if wrong:
         exact += "; " + ", ".join(f"{term.name} differ by {term.difference_bytes:+,} B" for term in wrong)
