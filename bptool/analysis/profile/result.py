@@ -11,8 +11,8 @@ class FlopCounts(Record):
     """FLOPs of one step, all its micro-batches together.
 
     Attributes:
-        forward_flops, dgrad_flops, wgrad_flops, recompute_flops: of matrix products, convolutions and attention, wherever
-            in the step they are done: a fused loss computes its gradients in the forward.
+        forward_flops, dgrad_flops, wgrad_flops, recompute_flops: of matrix products, convolutions and attention,
+            wherever in the step they are done: a fused loss computes its gradients in the forward.
         optimizer_flops: arithmetic of clipping and the update, element by element.
         backward_over_forward: (dgrad + wgrad) / forward; None where the forward has no FLOPs.
     """
@@ -75,8 +75,9 @@ class ModuleCost(KindCosts):
     Attributes:
         name: under which it was called; empty for what no submodule does.
         calls: in the forwards of one step.
-        status: `unused`: never called; `no_backward`: called, and no gradient comes back through it (frozen, and nothing
-            before it is trained, or its result is not used); `frozen`: has a dgrad, and its parameters are not trained.
+        status: `unused`: never called; `no_backward`: called, and no gradient comes back through it (frozen, and
+            nothing before it is trained, or its result is not used); `frozen`: a gradient passes through it, and its
+            own parameters are not trained.
     """
 
     name: str
