@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from bptool.analysis.memory.estimate import Simulated, simulated
@@ -37,7 +37,7 @@ def what_if(question: Question) -> list[WhatIf]:
     found = [
         WhatIf(settings=words(one.changes), peak_allocated_bytes=tried.peak_bytes)
         for one in _switches(question.config)
-        if (tried := _tried(question, one.changes)) is not None
+        if (tried := attempt(question, one.changes)) is not None
     ]
     return sorted(found, key=lambda one: one.peak_allocated_bytes)
 
@@ -46,7 +46,7 @@ def nearest_fitting(question: Question, wanted: int = 3) -> list[Fitting]:
     """The nearest settings that fit: the same update first, then the least recomputation, then the fewest changes."""
     found: list[Fitting] = []
     for one in sorted(_combinations(question.config), key=lambda one: _cost(question.config, one)):
-        tried = _tried(question, one.changes, within=question.machine.capacity_bytes)
+        tried = attempt(question, one.changes, within=question.machine.capacity_bytes)
         if tried is not None and tried.fits:
             found.append(_fitting(question, one, tried))
             if len(found) == wanted:
@@ -54,38 +54,16 @@ def nearest_fitting(question: Question, wanted: int = 3) -> list[Fitting]:
     return found
 
 
-def largest_micro_batch(question: Question) -> int | None:
-    """Most sequences of one micro-batch that fit, all else as it is; None where not even one does."""
-
-    def fits(size: int) -> bool:
-        changes: Changes = {"training.micro_batch_size": size}
-        tried = _tried(question, changes, within=question.machine.capacity_bytes)
-        return tried is not None and bool(tried.fits)
-
-    return _largest(fits, question.config.training.micro_batch_size)
-
-
-def longest_sequence(question: Question, multiple: int = 128) -> int | None:
-    """Most tokens of a sequence that fit, a multiple of 128, the context growing with it; None where none do."""
-
-    def fits(size: int) -> bool:
-        changes: Changes = {"training.sequence_length": size * multiple}
-        if size * multiple > question.config.model.context_length:
-            changes["model.context_length"] = size * multiple
-        tried = _tried(question, changes, within=question.machine.capacity_bytes)
-        return tried is not None and bool(tried.fits)
-
-    size = _largest(fits, max(question.config.training.sequence_length // multiple, 1))
-    return None if size is None else size * multiple
-
-
 def words(changes: Mapping[str, object]) -> list[str]:
     """As they are typed."""
     return [f"{key}={value}" for key, value in changes.items()]
 
 
-def _tried(question: Question, changes: Changes, *, within: int | None = None) -> Simulated | None:
-    """None where the settings contradict each other, or what every step must hold is more than `within` anyway."""
+def attempt(question: Question, changes: Changes, *, within: int | None = None) -> Simulated | None:
+    """The step under other settings.
+
+    None where they contradict each other, or where what every step must hold is more than `within` anyway.
+    """
     try:
         config = override(question.config, changes)
     except ConfigError:
@@ -191,19 +169,3 @@ def _recompute(config: Config) -> float:
     total = flops_per_token(model, config.training.sequence_length)
     head = 6 * model.vocab_size * model.d_model
     return recomputed / model.n_layers * (total - head) / total / 3
-
-
-def _largest(fits: Callable[[int], bool], start: int) -> int | None:
-    """The largest size that fits, where every smaller one does: doubled or halved at first, then narrowed down."""
-    low, high = (start, start * 2) if fits(start) else (0, start)
-    while low and low == high // 2 and fits(high):
-        low, high = high, high * 2
-    while not low and high > 1:
-        half = high // 2
-        low, high = (half, high) if fits(half) else (0, half)
-    if not low:
-        return None
-    while high - low > max(1, low // 32):  # to some 3%
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

@@ -12,8 +12,9 @@ import torch
 from bptool.analysis import question as questions
 from bptool.analysis.closed_forms.explanation import Explanation, explain
 from bptool.analysis.machine import Machine
-from bptool.analysis.memory.alternatives import largest_micro_batch, longest_sequence, nearest_fitting, what_if
+from bptool.analysis.memory.alternatives import nearest_fitting, what_if
 from bptool.analysis.memory.estimate import Simulated, estimate, simulated
+from bptool.analysis.memory.limits import largest_micro_batch, longest_sequence
 from bptool.analysis.memory.result import MemoryEstimate
 from bptool.analysis.memory.snapshot_diff import diff
 from bptool.analysis.memory.validation import measured
