@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from bptool.analysis.machine import Machine
-from bptool.analysis.memory.caching_allocator import replay
+from bptool.analysis.memory.caching_allocator import replay, rounded_size
 from bptool.analysis.memory.depth import Extended
 from bptool.analysis.memory.result import MemoryEstimate, module_bytes, readings
 from bptool.analysis.memory.simulation import STEADY, simulate_deep
+from bptool.analysis.memory.whole_first_step import with_whole_first_step
 from bptool.analysis.question import Question
 from bptool.config.schema import Config
 from bptool.errors import BptoolError, TargetError
@@ -69,16 +70,16 @@ def counted(found: Extended, machine: Machine) -> Simulated:
         peak = int(found.trace.live_bytes.max())
         fits = None if machine.capacity_bytes is None else peak <= machine.capacity_bytes
         return Simulated(found.trace, found.trace, peak, found.depths, fits)
-    done = replay(found.trace)
+    both = with_whole_first_step(found.trace)
+    done = replay(both)
     fits = None
     if machine.capacity_bytes is not None:
         room = machine.capacity_bytes - machine.gpu.context.expected
         # Above the room the allocator gives back what it only caches, which may be enough.
-        fits = done.peak_reserved_bytes <= room or (room > 0 and replay(found.trace, room).refusal is None)
-    sizes = done.block_bytes
-    return Simulated(
-        found.trace, found.trace.resized(lambda i: sizes.get(i, 0)), done.peak_reserved_bytes, found.depths, fits
-    )
+        fits = done.peak_reserved_bytes <= room or (room > 0 and replay(both, room).refusal is None)
+    asked = found.trace.allocations
+    in_blocks = found.trace.resized(lambda i: done.block_bytes.get(i, rounded_size(asked[i].n_bytes)))
+    return Simulated(found.trace, in_blocks, done.peak_reserved_bytes, found.depths, fits)
 
 
 def estimate(question: Question, step: Simulated) -> MemoryEstimate:

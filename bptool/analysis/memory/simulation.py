@@ -63,10 +63,12 @@ def first_step_peak(trace: MemoryTrace) -> int:
 
 
 def _make_optimizer_state(step: TrainStep) -> None:
-    with step.announcer.phase("step"), step.announcer.phase("optimizer"):
-        for parameter in step.optimizers.parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        step.optimizers.step()
+    with step.announcer.phase("step"):
+        with step.announcer.phase("backward"):
+            for parameter in step.optimizers.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        with step.announcer.phase("optimizer"):
+            step.optimizers.step()
         step.optimizers.zero_grad()
 
 
