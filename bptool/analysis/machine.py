@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.cuda_memory import cublas_workspace_bytes, cuda_scratch
 from bptool.instruments.cuda_stand_in import standing_in_for_cuda
 from bptool.instruments.memory_ledger import MemoryLedger
+from bptool.model.alike import abridging
 
 _CPU = torch.device("cpu")
 _TYPICAL = "a100-80gb"  # its kernels are every later GPU's but for Hopper's cuDNN attention
@@ -68,15 +69,20 @@ class Machine:
         """Fake tensors that behave as this device's, and the ledger that counts them."""
         with FakeTensors() if self.fake else nullcontext():
             if self.gpu is None:
-                with MemoryLedger(scratch=self.cpu_scratch if self.fake else None) as ledger:
+                with MemoryLedger(scratch=self.cpu_scratch if self.fake else None) as ledger, self._abridging(ledger):
                     yield ledger
                 return
             with (
                 standing_in_for_cuda(self.gpu),
                 MemoryLedger(counts_host=False, scratch=cuda_scratch(self.gpu)) as ledger,
+                self._abridging(ledger),
             ):
                 ledger.hold(cublas_workspace_bytes(self.gpu), "cuBLAS workspace")
                 yield ledger
+
+    def _abridging(self, ledger: MemoryLedger) -> AbstractContextManager[None]:
+        """Run no more than the record needs, where there are no values."""
+        return abridging(ledger.abridged) if self.fake else nullcontext()
 
 
 THIS_CPU = Machine()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import (
 )  # no public name tells a fake tensor from a real one
 from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 
+from bptool.instruments.abridged_loop import abridged
 from bptool.instruments.host_memory import stays_on_host
 from bptool.instruments.kept_numbers import MAY_SAVE_NUMBERS, KeptNumbers, saved_number_bytes
 from bptool.instruments.memory_trace import Allocation, Category, Event, MemoryTrace
@@ -77,6 +78,10 @@ class MemoryLedger(TorchDispatchMode, Instrument):
     def hold(self, n_bytes: int, what: str) -> None:
         """Count what no operation makes and nothing releases."""
         self._allocate(n_bytes, what, "", None)
+
+    def abridged(self, rounds: Sequence[Any]) -> Iterator[Any]:
+        """Of a loop's rounds that are all alike those that have to be run for the record to hold them all."""
+        return abridged(rounds, self._allocations, self._events, self._tidy)
 
     def trace(self) -> MemoryTrace:
         """The record so far."""

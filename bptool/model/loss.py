@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bptool.model.alike import alike
 from bptool.model.autocast import matmul_dtype
 from bptool.units import MIB
 
@@ -140,7 +141,7 @@ def _sum_over_chunks(
     x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
     total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x_ND.device)
     size = chunk_tokens(x_ND.shape[0], *weight_VD.shape)
-    for start in range(0, x_ND.shape[0], size):
+    for start in alike(range(0, x_ND.shape[0], size)):
         rows = slice(start, start + size)
         x_grad_CD = None if x_grad_ND is None else x_grad_ND[rows]
         total += _chunk_sum(x_ND[rows], weight_VD, targets_N[rows, None], x_grad_CD, weight_grad_VD, softcap)
@@ -197,7 +198,8 @@ def _add_product(total_VD: Tensor, slope_CV: Tensor, x_CD: Tensor) -> None:
     if total_VD.dtype == x_CD.dtype:
         torch.addmm(total_VD, slope_CV.mT, x_CD, out=total_VD)  # torch's FLOP counter does not know `addmm_`
         return
-    for total_RD, slope_CR in zip(total_VD.split(_PRODUCT_ROWS), slope_CV.split(_PRODUCT_ROWS, dim=1), strict=True):
+    parts = zip(total_VD.split(_PRODUCT_ROWS), slope_CV.split(_PRODUCT_ROWS, dim=1), strict=True)
+    for total_RD, slope_CR in alike(list(parts)):
         total_RD += slope_CR.mT @ x_CD
 
 
