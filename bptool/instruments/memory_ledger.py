@@ -58,6 +58,7 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         self._phases: list[Phase] = []
         self._steps = -1
         self._loose_ends = 0  # releases at the end of the events that are not in order yet
+        self._loose_place: str | None = None  # the module at work when they came; None outside of all
         self._where = Whereabouts()
         self._numbers = KeptNumbers()
         self._asked = 0  # whose device was asked for last: autograd asks for a gradient's before it adds it to another
@@ -287,15 +288,15 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         allocation.died = len(self._events)
         phase = self._phases[-1] if self._phases else ""
         module = self._where.module()
-        if module is None:
-            self._loose_ends += 1
-        else:
+        if module != self._loose_place:
             self._tidy()
+            self._loose_place = module
+        self._loose_ends += 1
         module = allocation.module if module is None else module
         self._events.append(Event(index, -allocation.n_bytes, self._steps, phase, module, ""))
 
     def _tidy(self) -> None:
-        """Put releases outside of all modules, one right after another, into the order of their allocation.
+        """Put releases in one place, one right after another, into the order of their allocation.
 
         Autocast drops its copies of weights in the order of a hash table; no sum depends on it, and like records are
         to look alike.

@@ -245,11 +245,7 @@ def _made_in(trace: MemoryTrace, run: _Run) -> Iterator[int]:
 
 
 def _parts(trace: MemoryTrace, depth: int) -> Iterator[list[_Run]]:
-    """The record's parts in order: sweeps, each of as many runs as there are blocks, and what lies between them.
-
-    Raises:
-        NotPeriodic: a block's events are in no sweep.
-    """
+    """The record's parts in order: sweeps, each of as many runs as there are blocks, and what lies between them."""
     stretches = list(_split_at_turns(trace, _stretches(trace)))
     at, number = 0, 0
     while at < len(stretches):
@@ -320,14 +316,18 @@ def _only_releases(trace: MemoryTrace, numbers: range) -> bool:
 def _sweep(
     trace: MemoryTrace, stretches: Sequence[_Stretch], at: int, depth: int
 ) -> tuple[list[tuple[int, range]], int]:
-    """The runs of the sweep that begins at a stretch, and where it ends; what follows a block's events is its own."""
+    """The runs of the sweep that begins at a stretch, and where it ends; what follows a block's events is its own.
+
+    A block may have none: where every k-th is recomputed, only those drop autocast's copies when a forward ends.
+    """
     phase, block = stretches[at][0]
     direction = 1 if block == 0 else -1
     runs: list[tuple[int, range]] = []
     for expected in range(depth)[::direction]:
         label = _Label(phase, expected)
         if at == len(stretches) or stretches[at][0] != label:
-            raise NotPeriodic
+            runs.append((expected, range(0)))
+            continue
         start = at
         at += 1
         following = expected + direction if len(runs) < depth - 1 else None

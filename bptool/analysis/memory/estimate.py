@@ -10,6 +10,7 @@ import torch
 from bptool.analysis.machine import Machine
 from bptool.analysis.memory.caching_allocator import replay, rounded_size
 from bptool.analysis.memory.depth import Extended
+from bptool.analysis.memory.parameters import sum_of_parameters
 from bptool.analysis.memory.result import MemoryEstimate, module_bytes, readings
 from bptool.analysis.memory.simulation import STEADY, simulate_deep
 from bptool.analysis.memory.whole_first_step import with_whole_first_step
@@ -19,7 +20,6 @@ from bptool.errors import BptoolError, TargetError
 from bptool.gpus import Range
 from bptool.hardware import resident_bytes
 from bptool.instruments.memory_trace import MemoryTrace
-from bptool.training.assembly import build_model
 from bptool.training.user_code import describe
 from bptool.training.workload import Workload
 from bptool.units import format_bytes
@@ -90,7 +90,6 @@ def counted(found: Extended, machine: Machine) -> Simulated:
 def estimate(question: Question, step: Simulated) -> MemoryEstimate:
     """The record's answers; what else can be asked is left empty."""
     workload, machine = question.workload, question.machine
-    model = build_model(workload, torch.device("meta"), torch.float32)
     read = readings(step.trace)
     overhead = machine.gpu.context if machine.gpu else _NOTHING
     peak = step.peak_bytes
@@ -103,8 +102,10 @@ def estimate(question: Question, step: Simulated) -> MemoryEstimate:
             "settings": list(question.settings),
             "device": machine.device,
             "gpu": machine.gpu.name if machine.gpu else None,
-            "parameters_count": sum(p.numel() for p in model.parameters()),
-            "trainable_parameters_count": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "parameters_count": sum_of_parameters(workload, torch.Tensor.numel, torch.float32),
+            "trainable_parameters_count": sum_of_parameters(
+                workload, lambda p: p.numel() if p.requires_grad else 0, torch.float32
+            ),
             "peak_reserved_bytes": step.reserved_bytes,
             "overhead_bytes": overhead.expected,
             "total_low_bytes": peak + overhead.low,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from bptool.analysis.memory.parameters import sum_of_parameters
 from bptool.analysis.memory.simulation import eager_on_cpu
 from bptool.config.schema import Config
-from bptool.training.assembly import build_model
 from bptool.training.precision import Precision
 from bptool.training.workload import Workload
 
@@ -24,8 +24,7 @@ def state_bytes(config: Config, workload: Workload) -> int:
     optimizer, precision = config.optimizer, eager_on_cpu(config).precision
     states = 0 if optimizer.name == "sgd" and optimizer.momentum == 0 else _STATE_TENSORS[optimizer.name]
     dtype = Precision(precision, torch.device("cpu")).parameter_dtype
-    parameters = build_model(workload, torch.device("meta"), dtype).parameters()
-    return sum(p.nbytes * (2 + states if p.requires_grad else 1) for p in parameters)
+    return sum_of_parameters(workload, lambda p: p.nbytes * (2 + states if p.requires_grad else 1), dtype)
 
 
 def block_inputs_bytes(config: Config) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -275,14 +275,23 @@ class _Largest:
 
 def _group(allocations: Sequence[Allocation]) -> tuple[list[Kind], npt.NDArray[np.int64]]:
     """The kinds, and of which each allocation is."""
-    numbers: dict[Kind, int] = {}
-    modules: dict[int, set[str]] = {}
-    of = np.empty(len(allocations), np.int64)
-    for i, a in enumerate(allocations):
-        kind = Kind(a.category, _NUMBER.sub("*", a.module), a.op, a.tensor)
-        of[i] = numbers.setdefault(kind, len(numbers))
-        modules.setdefault(int(of[i]), set()).add(a.module)
-    return [replace(kind, module=_one(modules[number]) or kind.module) for kind, number in numbers.items()], of
+    numbers: dict[tuple[Category, str, str, str], int] = {}
+    starred: dict[str, str] = {}
+    modules: list[set[str]] = []
+    of = []
+    for a in allocations:
+        if a.module not in starred:
+            starred[a.module] = _NUMBER.sub("*", a.module)
+        number = numbers.setdefault((a.category, starred[a.module], a.op, a.tensor), len(numbers))
+        if number == len(modules):
+            modules.append(set())
+        modules[number].add(a.module)
+        of.append(number)
+    kinds = [
+        Kind(category, _one(inside) or module, op, tensor)
+        for (category, module, op, tensor), inside in zip(numbers, modules, strict=True)
+    ]
+    return kinds, np.array(of, np.int64)
 
 
 def _one(modules: set[str]) -> str:

@@ -28,6 +28,8 @@ GRID: list[dict[str, Any]] = [
     {"activation_checkpoint.policy": "every_k"},
     {"model.attention": "eager", "training.loss": "plain"},
     {"precision.mode": "bf16-mixed", "model.norm": "layernorm", "model.bias": True},
+    {"precision.mode": "bf16-mixed", "activation_checkpoint.policy": "every_k", "model.bias": True},
+    {"precision.mode": "bf16-mixed", "activation_checkpoint.policy": "every_k"},
     {"precision.mode": "bf16", "model.position": "learned", "model.tied_embeddings": False},
     {"model.moe.n_experts": 4, "model.moe.n_active": 2, "model.moe.d_expert": 16, "model.moe.n_dense_layers": 2},
     {"model.sliding_window": 4, "model.sliding_window_pattern": 2},
