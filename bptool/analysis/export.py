@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
 from bptool.analysis.result import Result
 from bptool.analysis.sample import load_run_model, read_tokenizer
 from bptool.config.huggingface import huggingface_config
-from bptool.errors import StorageError, UsageError
+from bptool.errors import UsageError
+from bptool.files import replacing, writing
 from bptool.interop.huggingface import WEIGHTS, save_weights
 from bptool.training.run_folder import CONFIG, TOKENIZER, read_run_config
 
@@ -50,24 +51,23 @@ def export_run(run: Path, folder: Path, *, force: bool, note: Callable[[str], No
             f"{folder} exists and is not an empty folder", "choose another one, or overwrite it with --force"
         )
     model, step = load_run_model(run, config, note)
-    files = [CONFIG, WEIGHTS]
-    try:
+    tokenizer = _tokenizer_files(run)
+    if not tokenizer:
+        note("the run has no tokenizer, so the folder has none")
+    with writing(folder), ExitStack() as written:  # all of it or, where a file cannot be written, nothing
         folder.mkdir(parents=True, exist_ok=True)
+        for name, text in tokenizer.items():
+            written.enter_context(replacing(folder / name)).write_text(text, "utf-8")
         save_weights(model.state_dict(), config.model, folder)
-        if (run / TOKENIZER).is_file():
-            files += _write_tokenizer(run, folder)
-        else:
-            note("the run has no tokenizer, so the folder has none")
-    except OSError as error:
-        raise StorageError(f"{folder} could not be written: {error.strerror}") from error
+    files = [CONFIG, WEIGHTS, *tokenizer]
     return ExportResult(run=str(run), step=step, folder=str(folder), family=family, files=files)
 
 
-def _write_tokenizer(run: Path, folder: Path) -> list[str]:
-    """tokenizer.json, and the file by which `transformers` knows to read it as it is; returns their names."""
-    shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
+def _tokenizer_files(run: Path) -> dict[str, str]:
+    """tokenizer.json, and the file by which `transformers` knows to read it as it is; nothing where there is none."""
+    if not (run / TOKENIZER).is_file():
+        return {}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if read_tokenizer(run).end_of_text is not None:
         settings["eos_token"] = "<|endoftext|>"
-    (folder / _TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=1) + "\n")
-    return [TOKENIZER, _TOKENIZER_CONFIG]
+    return {TOKENIZER: (run / TOKENIZER).read_text("utf-8"), _TOKENIZER_CONFIG: json.dumps(settings, indent=1) + "\n"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,7 +80,8 @@ def memory_estimate(
     codes: 0 it fits, 1 it does not, 2 a wrong command line, config or model, 3 the machine said no.
     """
     target, overrides = split_words(words)
-    _refuse(device, gpu, [file for file in (html, snapshot) if file and file.exists() and not force])
+    _refuse(device, gpu)
+    _refuse_files({"--html": html, "--snapshot": snapshot}, force=force)
 
     from bptool.analysis.memory.answers import Further, answer, ask
 
@@ -98,34 +99,43 @@ def memory_estimate(
         raise typer.Exit(AnswerIsNo.exit_code)
 
 
-def _refuse(device: str, gpu: str | None, existing: Sequence[Path]) -> None:
+def _refuse(device: str, gpu: str | None) -> None:
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device} is neither auto, cpu nor cuda", "a GPU's name goes into --gpu")
     if device == "cpu" and gpu:
         raise UsageError("--device cpu and --gpu exclude each other", "leave out one of them")
-    for file in existing:
-        raise UsageError(f"{file} exists already", "choose another name, or overwrite it with --force")
+
+
+def _refuse_files(files: Mapping[str, Path | None], *, force: bool) -> None:
+    """What cannot be written is said before anything is computed."""
+    asked = {option: file for option, file in files.items() if file is not None}
+    for option, file in asked.items():
+        if file.is_dir():
+            raise UsageError(f"{option} {file} is a folder", f"name a file in it, such as {option} {file / 'estimate'}")
+        if file.exists() and not force:
+            raise UsageError(f"{file} exists already", "choose another name, or overwrite it with --force")
+        if not file.parent.is_dir():
+            raise UsageError(f"{option} {file}: there is no folder {file.parent}", f"mkdir -p {file.parent}")
+    if len(set(asked.values())) < len(asked):
+        raise UsageError(f"{' and '.join(asked)} name the same file", "give each a name of its own")
 
 
 def _write_page(path: Path, result: MemoryEstimate, step: Simulated) -> None:
     from bptool.analysis.memory.simulation import STEADY
     from bptool.analysis.memory.timeline import timeline
+    from bptool.files import replace_text
     from bptool.report.memory_estimate_page import render_page
-    from bptool.report.storage import writing
 
     command = shlex.join(["bptool", *sys.argv[1:]])
     asked = " ".join([result.target, *result.settings])
-    with writing(path, then="run it again"):
-        path.write_text(render_page(result, timeline(step.trace, STEADY), target=asked, command=command), "utf-8")
+    replace_text(path, render_page(result, timeline(step.trace, STEADY), target=asked, command=command))
     say(f"wrote {path}")
 
 
 def _write_snapshot(path: Path, step: Simulated) -> None:
     from bptool.analysis.memory.estimate_snapshot import write_snapshot
-    from bptool.report.storage import writing
 
-    with writing(path, then="run it again"):
-        write_snapshot(step.requested, path)
+    write_snapshot(step.requested, path)
     say(f"wrote {path}: open it at pytorch.org/memory_viz, which reads it in the browser")
 
 

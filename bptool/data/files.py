@@ -1,8 +1,7 @@
-"""Finding and replacing a user's files, with the errors that say what went wrong."""
+"""Finding a user's files, with the errors that say what went wrong."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,21 +33,3 @@ def existing(path: Path, what: str, words: Iterable[str] = ()) -> Path:
 def unreadable(path: Path, error: OSError) -> StorageError:
     """The error to raise for a file that exists and cannot be read."""
     return StorageError(f"'{path}' cannot be read: {error.strerror or error}")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write `text` under a temporary name, flush it, and rename: `path` is whole, old or new.
-
-    Raises:
-        StorageError: no space, no permission, no such folder.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"'{path}' cannot be written: {error.strerror or error}") from error

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bptool.config.schema import BPE, BYTES
-from bptool.data.files import existing, replace_text, unreadable
+from bptool.data.files import existing, unreadable
 from bptool.errors import DataError
+from bptool.files import replace_text
 from bptool.interop.token_files import Tokens
 
 if TYPE_CHECKING:

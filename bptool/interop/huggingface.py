@@ -15,6 +15,7 @@ from torch import Tensor
 from bptool.config.huggingface import huggingface_config
 from bptool.config.schema import ModelSettings
 from bptool.errors import StorageError, UsageError
+from bptool.files import replacing, writing
 from bptool.interop.huggingface_names import HEAD, Entry, Names, names_of
 
 WEIGHTS = "model.safetensors"
@@ -54,7 +55,8 @@ def load_weights(folder: Path, settings: ModelSettings) -> dict[str, Tensor]:
 def save_weights(state_dict: Mapping[str, Tensor], settings: ModelSettings, folder: Path) -> None:
     """Write `model.safetensors` and `config.json`, which `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
-    Files of these names are replaced. The config is written last: a folder cut short is not taken for a model.
+    Files of these names are replaced, both or none; the config comes last, so that a folder that a kill cut short is
+    not taken for a model.
 
     Raises:
         UsageError: no Hugging Face family can express `settings`.
@@ -64,11 +66,14 @@ def save_weights(state_dict: Mapping[str, Tensor], settings: ModelSettings, fold
     tensors = {name: entry.to_theirs(state_dict) for name, entry in names_of(settings).entries(settings).items()}
     config["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write a model to {folder}: {error}") from error
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "config.json") as description:
+            description.write_text(json.dumps(config, indent=2) + "\n")
+            with replacing(folder / WEIGHTS) as weights:
+                save_file(tensors, weights, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise StorageError(f"{folder / WEIGHTS} could not be written: {error}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

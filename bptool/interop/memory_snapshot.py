@@ -8,13 +8,13 @@ torch/utils/viz/MemoryViz.js. A pickle can run code when it is loaded: one that 
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bptool.errors import DataError, StorageError, nearest
+from bptool.files import replacing
 
 _PROTOCOL = 4  # the newest that the viewer reads
 _REMEDY = (
@@ -111,7 +111,7 @@ class Snapshot(NamedTuple):
 
 
 def write_snapshot_file(path: Path, snapshot: Snapshot) -> None:
-    """Write a snapshot under a temporary name, then rename: `path` is whole or absent.
+    """Write a snapshot; `path` is whole, or what it was.
 
     Raises:
         StorageError: it cannot be written.
@@ -125,14 +125,8 @@ def write_snapshot_file(path: Path, snapshot: Snapshot) -> None:
         "allocator_settings": _SETTINGS,
         "external_annotations": [],
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            pickle.dump(document, file, protocol=_PROTOCOL)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"snapshot '{path}' cannot be written: {error.strerror or error}") from error
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        pickle.dump(document, file, protocol=_PROTOCOL)
 
 
 class _Stacks(dict[Frames, list[dict[str, Any]]]):

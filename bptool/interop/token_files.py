@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bptool.errors import DataError, StorageError, nearest
+from bptool.files import replacing
 
 Tokens = npt.NDArray[np.unsignedinteger]
 """One-dimensional token ids: uint8, uint16 or uint32."""
@@ -77,7 +78,7 @@ def read_token_file(path: Path, *, vocab_size: int) -> TokenFile:
 
 
 def write_token_file(path: Path, tokens: npt.NDArray[np.integer], token_format: TokenFormat) -> None:
-    """Write ids under a temporary name, then rename: `path` is whole or absent.
+    """Write ids; `path` is whole, or what it was.
 
     Raises:
         DataError: an id that the format's dtype or a number of ids that its header cannot hold.
@@ -88,14 +89,8 @@ def write_token_file(path: Path, tokens: npt.NDArray[np.integer], token_format: 
         raise DataError(f"ids span {tokens.min()}..{tokens.max()}; {token_format.name} holds 0..{largest}")
     if token_format.magic and len(tokens) >= 2**31:
         raise DataError(f"{len(tokens)} ids; the header of {token_format.name} counts to {2**31 - 1}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            _write(file, tokens, token_format)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"token file '{path}' cannot be written: {error.strerror or error}") from error
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _write(file, tokens, token_format)
 
 
 def _write(file: BinaryIO, tokens: npt.NDArray[np.integer], token_format: TokenFormat) -> None:

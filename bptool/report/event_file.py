@@ -11,7 +11,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from bptool.report.storage import writing
+from bptool.files import writing
 
 
 class EventFile:
@@ -27,7 +27,7 @@ class EventFile:
     def __init__(self, folder: Path, next_step: int) -> None:
         seconds = int(time.time())
         self._path = folder / f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.0"
-        with writing(self._path):
+        with writing(self._path, then="resume the run"):
             self._file = self._path.open("wb")
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
@@ -39,11 +39,11 @@ class EventFile:
 
     def close(self) -> None:
         """Close the file."""
-        with writing(self._path):
+        with writing(self._path, then="resume the run"):
             self._file.close()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        with writing(self._path):
+        with writing(self._path, then="resume the run"):
             self._records.write(event.SerializeToString())
             self._file.flush()

@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from bptool.report.storage import writing
+from bptool.files import replacing, writing
 from bptool.training.loop import Listener
+
+_THEN = "resume the run"
 
 
 class MetricsFile(Listener):
@@ -21,19 +23,19 @@ class MetricsFile(Listener):
     def __init__(self, path: Path, first_step: int) -> None:
         """Keep the lines of the steps up to `first_step`, which a resumed run has done; drop what came after them."""
         self._path = path
-        with writing(path):
+        with writing(path, _THEN):
             _keep_until(path, first_step)
             self._file = path.open("a", buffering=1)
 
     def step_done(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the step's line; a figure that is not finite is null, as JSON has no other word for it."""
         values = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
-        with writing(self._path):
+        with writing(self._path, _THEN):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
 
     def close(self) -> None:
         """Close the file."""
-        with writing(self._path):
+        with writing(self._path, _THEN):
             self._file.close()
 
 
@@ -41,9 +43,8 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= step]
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_bytes(b"".join(line + b"\n" for line in kept))
-    temporary.replace(path)
+    with replacing(path, _THEN) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
 
 
 def _step_of(line: bytes) -> float:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bptool.errors import CheckpointError, StorageError
+from bptool.files import flush
 
 MODEL, OPTIMIZER, STATE, CHECKSUMS = (
     "model.safetensors",
@@ -83,7 +83,7 @@ class CheckpointFolder:
             if final.exists():  # a resumed run arrives where an invalid checkpoint lies
                 shutil.rmtree(final)
             temporary.rename(final)
-            _flush(self.folder)
+            flush(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise StorageError(
@@ -155,7 +155,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     checksums = {name: _sha256(folder / name) for name in (MODEL, OPTIMIZER, STATE)}
     (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1) + "\n")
     for path in (*(folder / name for name in checksums), folder / CHECKSUMS, folder):
-        _flush(path)
+        flush(path)
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -196,12 +196,3 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold what was written to a file, or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

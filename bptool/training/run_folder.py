@@ -17,6 +17,7 @@ from typing import Any, Self
 from bptool.config.loading import parse_config
 from bptool.config.schema import Config
 from bptool.errors import ResumeError, RunInUse, StorageError, UsageError, nearest
+from bptool.files import is_unfinished, replace_text
 
 CONFIG, METRICS, RESULT, TOKENIZER, CHECKPOINTS = (
     "config.json",
@@ -120,14 +121,7 @@ class RunFolder:
         Raises:
             StorageError: it could not be written.
         """
-        temporary = self.path / _temporary(name)
-        try:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-            temporary.replace(self.path / name)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise StorageError(f"{self.path / name} could not be written: {error.strerror}") from error
+        replace_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def settle(self) -> None:
         """The run can begin: what it overwrites is deleted."""
@@ -194,7 +188,7 @@ def free_name(directory: str, stem: str) -> str:
 
 
 def _refuse_occupied(path: Path, workload: str, *, force: bool) -> None:
-    entries = [entry for entry in _entries(path) if entry.name != _temporary(CONFIG)]  # one killed while it was made
+    entries = [entry for entry in _entries(path) if not is_unfinished(entry, CONFIG)]  # one killed while it was made
     if entries and not (path / CONFIG).exists():
         raise UsageError(f"{path} holds files that are no run's", "choose another run.name or run.directory")
     if entries and not force:
@@ -237,10 +231,6 @@ def _entries(path: Path) -> list[Path]:
     """What the folder holds of a run; config.json, by which a run is known, comes last."""
     entries = [entry for entry in path.iterdir() if entry.name not in (_LOCK, _REPLACED)] if path.is_dir() else []
     return sorted(entries, key=lambda entry: entry.name == CONFIG)
-
-
-def _temporary(name: str) -> str:
-    return f".{name}.writing"
 
 
 @contextmanager

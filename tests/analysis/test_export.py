@@ -45,3 +45,17 @@ def test_a_file_in_the_way(done_run: Path) -> None:
     with pytest.raises(StorageError, match="exported"):
         export_run(done_run, Path("exported"), force=True, note=no_notes)
     assert Path("exported").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_the_model_that_was_there(done_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_run(done_run, Path("exported"), force=False, note=no_notes)
+    before = {entry.name: entry.read_bytes() for entry in Path("exported").iterdir()}
+    (done_run / "checkpoints/step-00000006/model.safetensors").write_bytes(b"")  # the next one would be another model
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(StorageError, match=r"model\.safetensors could not be written: No space left on device"):
+        export_run(done_run, Path("exported"), force=True, note=lambda message: None)
+    assert {entry.name: entry.read_bytes() for entry in Path("exported").iterdir()} == before

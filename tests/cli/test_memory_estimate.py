@@ -178,6 +178,30 @@ class TestMistakes:
         assert done.code == 0, done.err
         assert done.result["measured"]["relative_error"] == 0
 
+    @pytest.mark.parametrize("option", ["--html", "--snapshot"])
+    def test_files_that_cannot_be_written_are_refused_at_once(self, option: str, tmp_path: Path) -> None:
+        self.told(estimate("tiny", option, str(tmp_path)), 2, f"{option} {tmp_path} is a folder", "name a file in it")
+        missing = tmp_path / "no" / "x.html"
+        self.told(estimate("tiny", option, str(missing)), 2, f"there is no folder {missing.parent}", "mkdir -p")
+        self.told(estimate("tiny", option, str(tmp_path), "--force"), 2, "is a folder")
+
+    def test_one_file_for_two(self, tmp_path: Path) -> None:
+        file = str(tmp_path / "x")
+        self.told(estimate("tiny", "--html", file, "--snapshot", file), 2, "--html and --snapshot", "the same file")
+
+    @pytest.mark.parametrize("option", ["--html", "--snapshot"])
+    def test_a_full_disk_leaves_the_old_file(
+        self, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        (tmp_path / "x").write_text("old")
+        monkeypatch.setattr("os.fsync", refuse)
+        done = estimate(*TINY, "--device", "cpu", option, str(tmp_path / "x"), "--force")
+        self.told(done, 3, "x could not be written: No space left on device", "make room")
+        assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("x", "old")]
+
     def test_a_users_file_that_raises(self, tmp_path: Path) -> None:
         file = tmp_path / "broken.py"
         file.write_text("def net():\n    raise ValueError('no such layer')\n")

@@ -1,4 +1,4 @@
-"""Looking for a user's file, and replacing one."""
+"""Looking for a user's file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bptool.data.files import existing, replace_text
+from bptool.data.files import existing
 from bptool.errors import DataError, StorageError
 
 
@@ -40,21 +40,3 @@ def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x").touch()
     assert existing(Path("~/x"), "data.source") == tmp_path / "x"
-
-
-def test_replace_leaves_the_old_text_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "tokenizer.json"
-    replace_text(path, "old\n")
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(StorageError, match="No space left"):
-        replace_text(path, "new\n")
-    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("tokenizer.json", "old\n")]
-
-
-def test_replace_in_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be written"):
-        replace_text(tmp_path / "no" / "x", "")

@@ -193,7 +193,7 @@ def test_missing_and_unreadable(tmp_path: Path) -> None:
         read_snapshot(tmp_path / "snapshots.pickle")
     with pytest.raises(StorageError, match="cannot be read"):
         read_snapshot(tmp_path)
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="could not be written"):
         write_snapshot_file(tmp_path / "nowhere" / "s.pickle", READ)
 
 

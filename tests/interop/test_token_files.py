@@ -120,7 +120,7 @@ def test_writer_refuses_ids_that_do_not_fit(tmp_path: Path, bad: int) -> None:
 
 
 def test_writer_says_that_it_cannot_write(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="could not be written"):
         write_token_file(tmp_path / "nowhere" / "train.bin", np.array(IDS), NANOGPT)
 
 
