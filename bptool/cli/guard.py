@@ -60,7 +60,7 @@ def _explain(error: BaseException) -> int:
             say("\n".join(f"  {line}" for line in error.remedy.splitlines()))
         return error.exit_code
     if isinstance(error, OSError | MemoryError):  # where nobody could say more about it
-        say(f"error: the machine said no: {error or type(error).__name__}")
+        say(f"error: the machine said no: {str(error) or type(error).__name__}")
         return EnvironmentFailure.exit_code
     say(f"error: bptool failed in a way it should not: {type(error).__name__}: {error}")
     say("  this is a defect of bptool; the same command with --debug shows where")

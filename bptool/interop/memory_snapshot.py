@@ -211,7 +211,8 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise StorageError(f"snapshot '{path}' cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle fails in any way
-        raise DataError(f"'{path}' is not a memory snapshot: {error or type(error).__name__}", _REMEDY) from None
+        problem = str(error) or type(error).__name__ if path.stat().st_size else "it is empty (0 bytes)"
+        raise DataError(f"'{path}' is not a memory snapshot: {problem}", _REMEDY) from None
 
 
 class _NotSoError(Exception):

@@ -61,7 +61,8 @@ def _section(side: str, differences: Sequence[SizeDifference]) -> str:
     for difference in differences[:_SIZES]:
         lines += _lines(side, difference)
     if left := differences[_SIZES:]:
-        lines.append(f"  and {len(left)} more sizes, {format_bytes(sum(abs(d.excess_bytes) for d in left))}")
+        sizes = "1 more size" if len(left) == 1 else f"{len(left)} more sizes"
+        lines.append(f"  and {sizes}, {format_bytes(sum(abs(d.excess_bytes) for d in left))}")
     return "\n".join(lines)
 
 

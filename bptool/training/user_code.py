@@ -48,7 +48,7 @@ def load_workload(target: CodeTarget) -> Workload:
             f"{target} gave {type(workload).__name__}, not a Workload",
             "return bptool.Workload(model=..., batch=..., loss=...) from it",
         )
-    return replace(workload, loss=_checked_loss(target, workload))
+    return replace(workload, model=_checked_model(target, workload), loss=_checked_loss(target, workload))
 
 
 @contextmanager
@@ -66,6 +66,27 @@ def users_errors(target: CodeTarget | None) -> Iterator[None]:
         if target is None or not _own_frames(error):
             raise
         raise _their_error(target, error) from error
+
+
+def _checked_model(target: CodeTarget, workload: Workload) -> Callable[[], nn.Module]:
+    """The workload's model, refused where it is none."""
+    given: Any = workload.model
+    if isinstance(given, nn.Module) or not callable(given):
+        raise TargetError(
+            f"{target}: its model is {type(given).__name__}, not a function that builds one",
+            "give the function: Workload(model=lambda: Net(...), ...)",
+        )
+
+    def model() -> nn.Module:
+        built: Any = given()
+        if not isinstance(built, nn.Module):
+            raise TargetError(
+                f"{target}: its model() gave {type(built).__name__}, not a torch.nn.Module",
+                "return the module from it",
+            )
+        return built
+
+    return model
 
 
 def _checked_loss(target: CodeTarget, workload: Workload) -> Callable[[nn.Module, Batch], Tensor]:

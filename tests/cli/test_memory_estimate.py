@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -163,13 +164,8 @@ class TestMistakes:
         (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
         self.told(estimate(str(tmp_path)), 2, "mamba", "llama", "deepseek_v3")
 
-    def test_a_snapshot_that_is_none(self, tmp_path: Path) -> None:
-        file = tmp_path / "x.pickle"
-        file.write_bytes(b"nothing")
-        self.told(estimate("tiny", "--snapshot-diff", str(file)), 2, str(file))
-
     def test_a_real_step_needs_the_machine(self) -> None:
-        self.told(estimate(*TINY, "--gpu", "h100", "--validate"), 3, "no GPU")
+        self.told(estimate(*TINY, "--gpu", "h100", "--validate"), 3, "no GPU", "--device cpu")
 
     def test_a_model_that_reads_values_names_the_line_and_runs_in_earnest(self, reading_model: str) -> None:
         file, _, _ = reading_model.partition(":")
@@ -177,6 +173,39 @@ class TestMistakes:
         done = estimate(reading_model, "--device", "cpu", "--validate", "--json")
         assert done.code == 0, done.err
         assert done.result["measured"]["relative_error"] == 0
+
+    @pytest.mark.parametrize("gpu", ["a100", "v100"])
+    def test_a_gpu_of_several_sizes(self, gpu: str) -> None:
+        sizes = {"a100": "a100-40gb or a100-80gb?", "v100": "v100-16gb or v100-32gb?"}
+        self.told(estimate("tiny", "--gpu", gpu), 2, f"'{gpu}'", sizes[gpu])
+
+    def test_nothing_fits_into_nothing(self) -> None:
+        self.told(estimate("tiny", "--fit", "0GiB"), 2, "'0GiB'", "24GiB")
+
+    def test_a_mode_that_this_device_does_not_have(self) -> None:
+        done = estimate(*TINY, "precision.mode=tf32", "--device", "cpu", "--validate")
+        self.told(done, 3, "'tf32' needs a CUDA device", "precision.mode=fp32")
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"", "it is empty (0 bytes)"),
+            (pickle.dumps({"segments": [{"device": 0}] * 9, "device_traces": []})[:60], "truncated"),
+            (pickle.dumps(print), "builtins.print, which could run code"),
+            (pickle.dumps({"a": 1}), "has no 'segments'"),
+            (b"\x80\x04\x8e" + (2**45).to_bytes(8, "little") + b"x.", "MemoryError"),
+            (pickle.dumps({"segments": [], "device_traces": []}), "nothing was on a GPU"),
+        ],
+        ids=["empty", "cut short", "malicious", "foreign", "of a false length", "of nothing"],
+    )
+    def test_snapshots_that_are_none(self, content: bytes, words: str, tmp_path: Path) -> None:
+        file = tmp_path / "x.pickle"
+        file.write_bytes(content)
+        self.told(estimate("tiny", "--gpu", "h100", "--snapshot-diff", str(file)), 2, str(file), words)
+
+    def test_a_snapshot_beside_a_cpu(self, tmp_path: Path) -> None:
+        done = estimate("tiny", "--device", "cpu", "--snapshot-diff", str(tmp_path / "x.pickle"))
+        self.told(done, 2, "of a GPU's memory", "--gpu NAME")
 
     @pytest.mark.parametrize("option", ["--html", "--snapshot"])
     def test_files_that_cannot_be_written_are_refused_at_once(self, option: str, tmp_path: Path) -> None:
@@ -206,3 +235,37 @@ class TestMistakes:
         file = tmp_path / "broken.py"
         file.write_text("def net():\n    raise ValueError('no such layer')\n")
         self.told(estimate(f"{file}:net"), 2, "no such layer", "line 2")
+
+    @pytest.mark.parametrize(
+        ("changed", "words"),
+        [
+            ({"READS": "raise ValueError('no such head')"}, ["raised ValueError: no such head", "line 12, in forward"]),
+            ({"READS": "x.numpy()"}, ["does not run on fake tensors", "line 12, in forward", "add --validate"]),
+            ({"READS": "x[hidden.sum(1) > 0]"}, ["does not run on fake tensors", "line 12, in forward"]),
+            ({"READS": "self.last(x)"}, ["raised RuntimeError", "[8, 16] X [64, 4]", "line 12, in forward"]),
+            ({"model=Net": "model=Net()"}, ["its model is Net, not a function", "model=lambda: Net(...)"]),
+            ({"model=Net": "model=lambda: 3"}, ["its model() gave int, not a torch.nn.Module"]),
+            ({"model=Net": "model=nn.Identity"}, ["no parameter requires a gradient"]),
+            ({"torch.randn(8": "1 / 0 * torch.randn(8"}, ["raised ZeroDivisionError", "line 18"]),
+            ({'batch["y"])': "batch[\"y\"], reduction='none')"}, ["its loss is of shape [8], not a scalar"]),
+            ({'batch["y"])': 'batch["label"])'}, ["raised KeyError: 'label'", "line 19, in <lambda>"]),
+        ],
+        ids=["raises", "numpy", "shape", "mismatch", "instance", "number", "no parameters", "batch", "vector", "key"],
+    )
+    def test_a_users_model_that_fails(self, changed: dict[str, str], words: list[str], tmp_path: Path) -> None:
+        """With the place where it is theirs; what happens without values alone is told from what always happens."""
+        text = OWN_MODEL
+        for old, new in changed.items():
+            text = text.replace(old, new)
+        file = tmp_path / "failing_net.py"
+        file.write_text(text.replace("READS", ""))
+        done = estimate(f"{file}:net", "--device", "cpu")
+        self.told(done, 2, *words)
+        assert ("fake tensors" in done.err) == any("fake tensors" in word for word in words)
+
+    def test_an_error_of_a_real_step_is_the_users_too(self, tmp_path: Path) -> None:
+        file = tmp_path / "failing_net.py"
+        file.write_text(OWN_MODEL.replace("READS", "raise ValueError('no such head')"))
+        done = estimate(f"{file}:net", "--device", "cpu", "--validate")
+        self.told(done, 2, "raised ValueError: no such head", "line 12, in forward", "fix it there, then run again")
+        assert "--validate" not in done.err

@@ -18,10 +18,12 @@ from bptool.analysis.memory.result import MemoryEstimate
 from bptool.analysis.memory.snapshot_diff import diff
 from bptool.analysis.memory.validation import measured
 from bptool.analysis.question import Question
-from bptool.errors import DeviceError, TargetError, UsageError
-from bptool.interop.memory_snapshot import read_snapshot
+from bptool.errors import DataError, DeviceError, TargetError, UsageError
+from bptool.interop.memory_snapshot import Snapshot, read_snapshot
 from bptool.training.user_code import users_errors
 from bptool.units import parse_bytes
+
+_QUANTITY = "such as 24GiB (2^30 bytes each) or 24GB (10^9)"
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ def answer(question: Question, further: Further) -> tuple[MemoryEstimate, Simula
         BptoolError: the user's model fails, the snapshot cannot be read, or a real step is not possible here.
     """
     if further.validate and question.machine.gpu and not torch.cuda.is_available():
-        raise DeviceError("--validate runs a real step, and this machine has no GPU", "leave out --gpu, or --validate")
-    theirs = read_snapshot(further.snapshot) if further.snapshot else None
+        raise DeviceError(
+            "--validate runs a real step, and this machine has no GPU",
+            "leave out --validate, or predict and measure for this CPU: --device cpu",
+        )
+    theirs = _snapshot(further.snapshot, question.machine) if further.snapshot else None
     with users_errors(question.code):
         question, step = _simulated(question, further)
         more: dict[str, object] = {}
@@ -102,6 +107,18 @@ def _simulated(question: Question, further: Further) -> tuple[Question, Simulate
         return question, simulated(question.config, question.workload, real)
 
 
+def _snapshot(path: Path, machine: Machine) -> Snapshot:
+    if machine.gpu is None:
+        raise UsageError(
+            f"--snapshot-diff {path}: a snapshot is of a GPU's memory, and this estimate is of a CPU's",
+            "name the GPU that it was recorded on: --gpu NAME",
+        )
+    snapshot = read_snapshot(path)
+    if not snapshot.segments and not snapshot.history:
+        raise DataError(f"--snapshot-diff {path}: nothing was on a GPU when it was recorded", "record it after a step")
+    return snapshot
+
+
 def _explained(question: Question, step: Simulated) -> Explanation:
     if question.machine.gpu is None:
         return explain(question.config, step.trace)
@@ -112,6 +129,9 @@ def _within(machine: Machine, capacity: str | None) -> Machine:
     if capacity is None:
         return machine
     try:
-        return replace(machine, capacity_bytes=parse_bytes(capacity))
+        n_bytes = parse_bytes(capacity)
     except ValueError as error:
-        raise UsageError(f"--fit: {error}", "such as 24GiB (2^30 bytes each) or 24GB (10^9)") from None
+        raise UsageError(f"--fit: {error}", _QUANTITY) from None
+    if n_bytes == 0:
+        raise UsageError(f"--fit: nothing fits into '{capacity}'", _QUANTITY)
+    return replace(machine, capacity_bytes=n_bytes)

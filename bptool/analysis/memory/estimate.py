@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,10 @@ from bptool.training.workload import Workload
 from bptool.units import format_bytes
 
 _NOTHING = Range(0, 0, 0, "")
+# `FakeTensorMode`'s own errors, those of tensor subclasses and of missing meta kernels, as PyTorch 2.11 to 2.13 say it.
+_ASKS_FOR_VALUES = re.compile(
+    r"DataDependent|DynamicOutputShape|Unsupported\w*Exception|fake ?tensor|tensor subclass|\bmeta\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -120,10 +125,18 @@ def _simulate(config: Config, workload: Workload, machine: Machine) -> Extended:
     except Exception as error:
         if not config.run.workload:
             raise
-        raise TargetError(
-            f"{config.run.workload} does not run on fake tensors, which have shapes and no values: {describe(error)}",
+        raise _refusal(config.run.workload, error, fake=machine.fake) from error
+
+
+def _refusal(workload: str, error: Exception, *, fake: bool) -> TargetError:
+    """The user's error, where it is one, or what their model asked of tensors without values."""
+    if fake and _ASKS_FOR_VALUES.search(f"{type(error).__name__}: {error}"):
+        return TargetError(
+            f"{workload} does not run on fake tensors, which have shapes and no values: {describe(error)}",
             "a model that reads values in its forward can be measured on a small input: add --validate",
-        ) from error
+        )
+    only_here = "; if it happens only here, where tensors have no values, add --validate" if fake else ""
+    return TargetError(f"{workload} raised {describe(error)}", f"fix it there, then run again{only_here}")
 
 
 def _assumptions(question: Question, step: Simulated, overhead: Range) -> list[str]:
