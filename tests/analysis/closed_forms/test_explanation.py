@@ -189,7 +189,7 @@ class TestDisagreement:
         assert (unforeseen.ledger_bytes, unforeseen.predicted_bytes) == (before + 1000, None)
         assert unforeseen.why == "aten.silu made it; no closed form has it"
         assert unforeseen.why in block.why
-        assert "activations of blocks.0 differ by +1,000 B" in explanation.verdict
+        assert "activations of blocks.0 differs by +1,000 B" in explanation.verdict
 
     def test_agreement_is_said(self) -> None:
         assert explain(self.config, simulate(self.config, transformer_workload(self.config))).verdict.startswith(
