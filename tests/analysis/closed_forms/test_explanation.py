@@ -280,7 +280,10 @@ class TestLiterature:
         sbh = 16 * 2 * 16
         assert [term.predicted_bytes for term in explanation.literature] == [34 * sbh + 5 * 2 * 16 * 16 * 2, 34 * sbh]
         assert explanation.literature[0].why.startswith("fused attention keeps no scores; there is no dropout; ")
-        assert "under autocast the residual stream stays float32 (4.00 KiB of such tensors)" in explanation.literature[0].why
+        assert (
+            "under autocast the residual stream stays float32 (4.00 KiB of such tensors)"
+            in explanation.literature[0].why
+        )
 
     def test_recomputed_and_other_layers(self) -> None:
         recomputed, _ = traced({**GPT, "activation_checkpoint.policy": "full"})
