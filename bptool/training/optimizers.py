@@ -109,7 +109,7 @@ def build_optimizers(model: nn.Module, blocks: Iterable[nn.Module], settings: Op
     names = {p: name for name, p in model.named_parameters() if p.requires_grad}
     if not names:
         raise ConfigError("model", ["no parameter requires a gradient, so there is nothing to train"])
-    flags = _implementation_flags(settings)
+    flags = implementation_flags(settings)
     parameters = list(names)
     if settings.name != "muon":
         return Optimizers([_single(settings, parameters, flags)], names)
@@ -177,7 +177,7 @@ def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[d
     return [group for group in groups if group["params"]]
 
 
-def _implementation_flags(settings: OptimizerSettings) -> dict[str, bool]:
+def implementation_flags(settings: OptimizerSettings) -> dict[str, bool]:
     """`fused=` and `foreach=` of torch.optim for the implementation that is asked for."""
     allowed = _IMPLEMENTATIONS[settings.name]
     chosen = allowed[0] if settings.implementation == "auto" else settings.implementation

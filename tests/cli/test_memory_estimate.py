@@ -142,6 +142,66 @@ class TestAnswers:
         assert estimate(*TINY, "--gpu", "h100", "--html", str(page), "--force").code == 0
 
 
+class TestExplain:
+    """`--explain` beside closed forms that are worked out here, from the shapes alone."""
+
+    B, S, H, A, V, LAYERS = 2, 64, 64, 4, 256, 2
+    GPT = (
+        *("tiny", "model.norm=layernorm", "model.position=learned", "model.activation=gelu", "model.bias=true"),
+        *(f"model.n_layers={LAYERS}", f"model.d_model={H}", f"model.n_heads={A}", f"model.d_ff={4 * H}"),
+        *(f"model.vocab_size={V}", f"model.context_length={S}", "model.attention=eager", "model.dropout=0.1"),
+        *(f"training.micro_batch_size={B}", "precision.mode=bf16", "optimizer.implementation=loop"),
+        *("--gpu", "h100", "--explain"),
+    )
+
+    def test_a_gpt_layer(self) -> None:
+        """Korthikanti et al. 2022, eq. 2; here softmax is float32, and there are a mask and two norms' statistics."""
+        b, s, h, a = self.B, self.S, self.H, self.A
+        explained = estimate(*self.GPT, "--json").result["explanation"]
+        (layer,) = explained["literature"]
+        assert layer["predicted_bytes"] == s * b * h * 34 + 5 * a * s * s * b == s * b * h * (34 + 5 * a * s // h)
+        departures = 2 * a * s * s * b + s * s + 2 * 2 * 4 * b * s
+        assert layer["difference_bytes"] == departures
+        terms = {term["name"]: term for term in explained["terms"]}
+        of_one = layer["predicted_bytes"] + departures
+        assert terms["activations of blocks.0"]["predicted_bytes"] == of_one
+        assert terms["activations of all blocks"]["predicted_bytes"] == self.LAYERS * of_one
+
+    def test_states(self) -> None:
+        """Each weight matrix and bias by hand: 2, 2 and 4 bytes a parameter, rounded to 512 for each tensor."""
+        h = self.H
+        layer = 4 * (h * h + h) + (h * 4 * h + 4 * h) + (4 * h * h + h) + 2 * 2 * h
+        count = self.V * h + self.S * h + self.LAYERS * layer + 2 * h
+        done = estimate(*self.GPT, "--json")
+        terms = {term["name"]: term for term in done.result["explanation"]["terms"]}
+        assert done.result["parameters_count"] == count
+        assert terms["weights"]["predicted_bytes"] == 2 * count
+        assert terms["gradients"]["predicted_bytes"] == 2 * count
+        assert terms["optimizer state"]["predicted_bytes"] == 4 * count
+        assert terms["logits at their most"]["formula"]
+        per_parameter = {
+            row["name"]: row["per_parameter_bytes"] for row in done.result["explanation"]["bytes_per_parameter"]
+        }
+        assert per_parameter == {"weights": 2, "gradients": 2, "optimizer state": 4}
+
+    def test_what_is_said(self) -> None:
+        text = estimate(*self.GPT).out
+        assert "a GPT layer in the literature, and one of this model" in text
+        assert "softmax is taken in float32" in text
+        assert "a CPU keeps" not in text
+        assert "8 of 8 closed forms agree with the ledger to the byte, but for the allocator's rounding" in text
+
+    def test_a_users_model_has_states_alone(self, own_model: str) -> None:
+        explained = estimate(own_model, "--explain", "--json", "--gpu", "h100").result["explanation"]
+        count = 16 * 64 + 64 + 64 * 4 + 4
+        assert {term["name"]: term["predicted_bytes"] for term in explained["terms"]} == {
+            "weights": 4 * count,
+            "gradients": 4 * count,
+            "optimizer state": 8 * count + 4 * 4,  # fused AdamW's counters are on the GPU
+        }
+        assert explained["no_closed_form"] == [f"the activations of {own_model}"]
+
+
 class TestMistakes:
     def told(self, done: Done, code: int, *words: str) -> None:
         assert (done.code, done.out) == (code, "")

@@ -106,21 +106,21 @@ def explain(config: Config, trace: MemoryTrace, device: Literal["cpu", "cuda"] =
     own = config.run.workload
     unknown = [f"the activations of {own}"] if own else terms.uncovered(config, kernels)
     parameters = _ledger_parameters(trace) if unknown else terms.parameters_of(config)
-    found = _states(config, parameters, trace)
+    found = _states(config, parameters, trace, kernels)
     literature: list[ExplainedTerm] = []
     if not unknown:
         found += [_inputs(config, trace), *_activations(config, trace, kernels), _logits(config, trace)]
         literature = _literature(config, trace, kernels)
     peak_event = trace.peak_event(STEADY)
     live, moment = trace.live_at(peak_event), moment_of(trace, peak_event)
-    shares = peak_shares(config, parameters, live, moment, None if unknown else kernels)
+    shares = peak_shares(config, parameters, live, moment, kernels, covered=not unknown)
     instant = _place(trace, peak_event)
     peak = [_explained_share(share, instant) for share in shares if share.held or (share.size and share.size.n_bytes)]
     predicted, held = sum(term.predicted_bytes or 0 for term in peak), int(trace.live_bytes[peak_event])
     return Explanation(
         terms=found,
         literature=literature,
-        bytes_per_parameter=_per_parameter(config, parameters, None if unknown else kernels),
+        bytes_per_parameter=_per_parameter(config, parameters, kernels, covered=not unknown),
         peak=peak,
         peak_instant=instant,
         peak_predicted_bytes=predicted,
@@ -147,13 +147,13 @@ def _ledger_parameters(trace: MemoryTrace) -> list[Parameter]:
     return found
 
 
-def _states(config: Config, parameters: Sequence[Parameter], trace: MemoryTrace) -> list[ExplainedTerm]:
+def _states(config: Config, parameters: Sequence[Parameter], trace: MemoryTrace, device: Device) -> list[ExplainedTerm]:
     update = trace.events_of(STEADY, "optimizer")
     live = trace.live_at(int(update[0]))
     kinds: list[tuple[Category, Term]] = [
         ("parameters", terms.weights(parameters)),
         ("gradients", terms.gradients(parameters)),
-        ("optimizer_state", terms.optimizer_state(config, parameters)),
+        ("optimizer_state", terms.optimizer_state(config, parameters, device)),
     ]
     why = "parameters that are not trained, and buffers, have no gradient and no state"
     return [
@@ -293,7 +293,7 @@ def _departures(config: Config, index: int, device: Device) -> str:
     for one in block_saved(config, index, device):
         if one.reason:
             reasons[one.reason] += one.size.n_bytes
-    apart = [f"{reason} ({format_bytes(n_bytes)})" for reason, n_bytes in reasons.most_common()]
+    apart = [f"{reason} ({format_bytes(n_bytes)} of such tensors)" for reason, n_bytes in reasons.most_common()]
     if not config.model.dropout:
         apart.insert(0, "there is no dropout")
     if config.model.attention == "sdpa" and not config.model.dropout:
@@ -303,14 +303,16 @@ def _departures(config: Config, index: int, device: Device) -> str:
     return "; ".join(apart)
 
 
-def _per_parameter(config: Config, parameters: Sequence[Parameter], device: Device | None) -> list[BytesPerParameter]:
-    """The recipe; autocast's copies only where the device is given, as the blocks' tensors are known then."""
+def _per_parameter(
+    config: Config, parameters: Sequence[Parameter], device: Device, *, covered: bool
+) -> list[BytesPerParameter]:
+    """The recipe; autocast's copies only where closed forms cover the model, as the blocks' tensors are known then."""
     rows = [
         BytesPerParameter(name=name, per_parameter_bytes=each, lasting=True)
-        for name, each in terms.bytes_per_parameter(config, parameters)
+        for name, each in terms.bytes_per_parameter(config, parameters, device)
     ]
     copied = 0
-    if device is not None:
+    if covered:
         layers = range(config.model.n_layers)
         copied = sum(s.size.n_bytes for i in layers for s in block_saved(config, i, device) if s.name == WEIGHT_COPY)
     if copied:
@@ -381,7 +383,7 @@ def _verdict(found: Sequence[ExplainedTerm], peak: Sequence[ExplainedTerm], held
     exact = f"{len(found) - len(wrong)} of {len(found)} closed forms agree with the ledger to the byte"
     exact += ", but for the allocator's rounding" if rounded else ""
     if wrong:
-        exact += "; " + ", ".join(f"{term.name} differ by {term.difference_bytes:+,} B" for term in wrong)
+        exact += "; " + ", ".join(f"{term.name} differs by {term.difference_bytes:+,} B" for term in wrong)
     explained = sum(min(term.predicted_bytes, term.ledger_bytes) for term in peak if term.predicted_bytes is not None)
     rest = next((term for term in peak if term.name == "rest"), None)
     words = [exact, f"at the peak they account for {explained / held:.2%} of {format_bytes(held)}"]

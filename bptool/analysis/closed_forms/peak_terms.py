@@ -60,24 +60,26 @@ def peak_shares(
     parameters: Sequence[Parameter],
     live: Sequence[Allocation],
     moment: Moment,
-    device: Device | None,
+    device: Device,
+    *,
+    covered: bool,
 ) -> list[Share]:
-    """What is held at a moment, by closed form; without a device only weights and the optimizer's state have one."""
+    """What is held at a moment, by closed form; where the model is not covered, of weights and optimizer."""
     held: defaultdict[Group, list[Allocation]] = defaultdict(list)
     for allocation in live:
-        group = _CATEGORY_GROUPS[allocation.category] if device is None else _group(config, allocation, moment)
+        group = _group(config, allocation, moment) if covered else _CATEGORY_GROUPS[allocation.category]
         held[group].append(allocation)
     at_work = f"blocks.{moment.at_work} is at work" if moment.at_work is not None else "the ledger saw it at work"
     shares = [
         Share("weights", terms.weights(parameters).size, held["weights"], _UNTRAINED),
         Share(
             "optimizer state",
-            terms.optimizer_state(config, parameters).size,
+            terms.optimizer_state(config, parameters, device).size,
             held["optimizer state"],
             _UNTRAINED,
         ),
     ]
-    if device is None:
+    if not covered:
         rows: list[Group] = ["gradients", "inputs", "activations", "rest"]
         return shares + [Share(name, None, held[name], "") for name in rows]
     return [

@@ -38,7 +38,6 @@ RNG_STATE_BYTES = 5056
 Device = Literal["cpu", "cuda", "cuda-cudnn"]
 """Whose kernels: `cuda` has flash attention in 16 bits and efficient attention in float32, `cuda-cudnn` cuDNN's."""
 
-_NOISE = "a CPU keeps numbers where CUDA keeps one byte"
 _NUMBER = "autograd keeps a product's other factor, a Python number too"
 
 
@@ -94,9 +93,11 @@ class Layout:
         """Whether a norm's backward reads the residual stream itself, and not a float32 copy that it made."""
         return self.cuda or not (self.model.norm == "rmsnorm" and self.stream == 2)
 
-    def noise(self, size: Callable[[int], Amount], each: int) -> Amount:
+    def noise(self, module: str, size: Callable[[int], Amount], each: int) -> Saved:
         """What dropout keeps to be repeated: a CPU the factor of each element, CUDA a byte."""
-        return size(1 if self.cuda else each)
+        if self.cuda:
+            return Saved("dropout's noise", module, size(1))
+        return Saved("dropout's noise", module, size(each), "a CPU keeps numbers where CUDA keeps one byte")
 
     def wide(self, each: int, **width: int) -> Amount:
         """A tensor with `width` for each token."""
@@ -281,7 +282,7 @@ def _unfused_attention(sizes: Layout) -> Iterator[Saved]:
     for name in ("query", "key", "value"):
         yield Saved(f"{name}, a float32 copy for each query head", "attention", sizes.queries(4), reason)
     yield Saved("softmax", "attention", sizes.scores(4), reason)
-    yield Saved("dropout's noise", "attention", sizes.scores(4), _NOISE)
+    yield sizes.noise("attention", sizes.scores, 4)
     yield Saved("attention weights after dropout", "attention", sizes.scores(4), reason)
     yield Saved("the output in the order of tokens", "attention", sizes.queries(sizes.product))
 
@@ -296,7 +297,7 @@ def _eager_attention(sizes: Layout) -> Iterator[Saved]:
     yield Saved("mask of the future", "attention", amount(1, s=s, s_2=s))
     yield Saved("softmax", "attention", sizes.scores(4), "softmax is taken in float32")
     if model.dropout:
-        yield Saved("dropout's noise", "attention", sizes.noise(sizes.scores, c), _NOISE)
+        yield sizes.noise("attention", sizes.scores, c)
     if model.dropout or c == 2:
         yield Saved("attention weights, as multiplied with the values", "attention", sizes.scores(c))
     yield Saved("the output in the order of tokens", "attention", sizes.queries(c))
@@ -324,15 +325,14 @@ def _feed_forward(sizes: Layout) -> Iterator[Saved]:
 
 def _branch_dropout(sizes: Layout) -> Iterator[Saved]:
     if sizes.model.dropout:
-        noise = sizes.noise(sizes.hidden, sizes.product)
-        yield Saved("dropout's noise", "dropout", noise, _NOISE)
+        yield sizes.noise("dropout", sizes.hidden, sizes.product)
 
 
 def _before(sizes: Layout) -> Iterator[Saved]:
     model = sizes.model
     first_recomputed = 0 in recomputed_blocks(model.n_layers, sizes.config.activation_checkpoint)
     if sizes.model.dropout:
-        yield Saved("dropout's noise", "dropout", sizes.noise(sizes.hidden, sizes.stream), _NOISE)
+        yield sizes.noise("dropout", sizes.hidden, sizes.stream)
     if sizes.keeps_norm_input or first_recomputed:
         yield Saved("embeddings, the first block's input", "embedding", sizes.hidden(sizes.stream))
     if model.position == "rope":

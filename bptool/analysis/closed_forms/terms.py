@@ -17,6 +17,7 @@ from bptool.config.keys import dotted, fields
 from bptool.config.schema import Config, ModelSettings
 from bptool.model.loss import chunk_tokens
 from bptool.training.activation_checkpoint import recomputed_blocks
+from bptool.training.optimizers import implementation_flags
 
 KORTHIKANTI = 'Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models"'
 ZERO = 'Rajbhandari et al. 2020, "ZeRO", section 3.1'
@@ -136,29 +137,36 @@ def gradients(parameters: Sequence[Parameter]) -> Term:
     return Term("gradients", _each_parameter("P", parameters), "one for each parameter, in its format")
 
 
-def optimizer_state(config: Config, parameters: Sequence[Parameter]) -> Term:
-    """What the update rule remembers, in the parameters' format, and a step counter of 4 bytes for each tensor."""
+def optimizer_state(config: Config, parameters: Sequence[Parameter], device: Device = "cpu") -> Term:
+    """What the update rule remembers, in the parameters' format, and a step counter of 4 bytes for each tensor.
+
+    A GPU holds the counters of fused kernels alone; the others' stay in host memory (`_init_group` of
+    torch/optim/adam.py and of torch/optim/_adafactor.py).
+    """
     name = config.optimizer.name
+    on_host = device != "cpu" and (name == "adafactor" or not implementation_flags(config.optimizer)["fused"])
+
+    def counters(counted: Sequence[Parameter]) -> Amount:
+        return total([] if on_host else [amount(4, T=len(counted))])
+
     if name == "gradient-descent" or (name == "sgd" and config.optimizer.momentum == 0):
         return Term("optimizer state", total([]), "plain gradient descent remembers nothing")
     if name == "sgd":
         return Term("optimizer state", _each_parameter("P", parameters), "SGD: a momentum for each parameter")
     if name == "adafactor":
         source = 'Shazeer and Stern 2018, "Adafactor": row and column sums of matrices, vectors whole'
-        return Term("optimizer state", _adafactor(parameters), source)
+        return Term("optimizer state", _adafactor(parameters) + counters(parameters), source)
     if name == "muon":
         hidden = [p for p in parameters if p.in_block and len(p.shape) == 2]
         rest = [p for p in parameters if not (p.in_block and len(p.shape) == 2)]
-        size = _each_parameter("M", hidden) + _moments("R", rest)
+        size = _each_parameter("M", hidden) + _moments("R", rest) + counters(rest)
         return Term("optimizer state", size, "Muon: a momentum for hidden matrices (M); AdamW's two for the rest (R)")
-    return Term("optimizer state", _moments("P", parameters), f"{ZERO}: two moments; and a counter for each tensor")
+    source = f"{ZERO}: two moments" + ("" if on_host else "; and a counter for each tensor")
+    return Term("optimizer state", _moments("P", parameters) + counters(parameters), source)
 
 
 def _moments(symbol: str, parameters: Sequence[Parameter]) -> Amount:
-    return total(
-        [amount(2 * each, **{symbol: _count(group)}) for each, group in _by_format(parameters)]
-        + [amount(4, T=len(parameters))]
-    )
+    return total(amount(2 * each, **{symbol: _count(group)}) for each, group in _by_format(parameters))
 
 
 def _adafactor(parameters: Sequence[Parameter]) -> Amount:
@@ -170,7 +178,7 @@ def _adafactor(parameters: Sequence[Parameter]) -> Amount:
         columns = sum(prod(shape[:-2]) * shape[-1] for shape in matrices)
         vectors = _count([p for p in group if len(p.shape) < 2])
         sizes += [amount(each, rows=rows), amount(each, columns=columns), amount(each, vectors=vectors)]
-    return total([*sizes, amount(4, T=len(parameters))])
+    return total(sizes)
 
 
 def _each_parameter(symbol: str, parameters: Sequence[Parameter]) -> Amount:
@@ -186,10 +194,12 @@ def _count(parameters: Sequence[Parameter]) -> int:
     return sum(p.count for p in parameters)
 
 
-def bytes_per_parameter(config: Config, parameters: Sequence[Parameter]) -> list[tuple[str, float]]:
+def bytes_per_parameter(
+    config: Config, parameters: Sequence[Parameter], device: Device = "cpu"
+) -> list[tuple[str, float]]:
     """The recipe's bytes for each parameter: fp32 AdamW's are 4 + 4 + 8, pure bf16's 2 + 2 + 4."""
     count = max(_count(parameters), 1)
-    terms = weights(parameters), gradients(parameters), optimizer_state(config, parameters)
+    terms = weights(parameters), gradients(parameters), optimizer_state(config, parameters, device)
     return [(term.name, term.size.n_bytes / count) for term in terms]
 
 

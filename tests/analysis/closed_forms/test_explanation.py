@@ -189,7 +189,7 @@ class TestDisagreement:
         assert (unforeseen.ledger_bytes, unforeseen.predicted_bytes) == (before + 1000, None)
         assert unforeseen.why == "aten.silu made it; no closed form has it"
         assert unforeseen.why in block.why
-        assert "activations of blocks.0 differ by +1,000 B" in explanation.verdict
+        assert "activations of blocks.0 differs by +1,000 B" in explanation.verdict
 
     def test_agreement_is_said(self) -> None:
         assert explain(self.config, simulate(self.config, transformer_workload(self.config))).verdict.startswith(
@@ -280,7 +280,10 @@ class TestLiterature:
         sbh = 16 * 2 * 16
         assert [term.predicted_bytes for term in explanation.literature] == [34 * sbh + 5 * 2 * 16 * 16 * 2, 34 * sbh]
         assert explanation.literature[0].why.startswith("fused attention keeps no scores; there is no dropout; ")
-        assert "under autocast the residual stream stays float32 (4.00 KiB)" in explanation.literature[0].why
+        assert (
+            "under autocast the residual stream stays float32 (4.00 KiB of such tensors)"
+            in explanation.literature[0].why
+        )
 
     def test_recomputed_and_other_layers(self) -> None:
         recomputed, _ = traced({**GPT, "activation_checkpoint.policy": "full"})

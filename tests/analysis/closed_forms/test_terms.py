@@ -24,9 +24,12 @@ from bptool.analysis.closed_forms.terms import (
     uncovered,
     weights,
 )
+from bptool.analysis.machine import machine_named
+from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.config.loading import load_config, parse_config
 from bptool.config.schema import Config
 from bptool.config.target import resolve_target
+from bptool.errors import ConfigError
 from bptool.training.workload import transformer_workload
 
 PLAIN_GPT = {
@@ -82,6 +85,22 @@ def test_optimizer_state_is_what_torchs_optimizers_hold(name: str, mode: str) ->
     run_steps(step, 1)
     held = sum(tensor.nbytes for tensor in step.optimizers.state().values())
     assert optimizer_state(config, parameters_of(config)).size.n_bytes == held
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("implementation", ["auto", "loop"])
+def test_a_gpu_does_not_hold_counters_that_are_in_host_memory(name: str, implementation: str) -> None:
+    """Against the ledger of CUDA's stand-in, which counts each state once and rounds nothing."""
+    changes = {**PLAIN_GPT, "optimizer.name": name, "optimizer.implementation": implementation}
+    try:
+        trace = simulate(
+            small_config(changes), transformer_workload(small_config(changes)), machine_named("cuda", "h100")
+        )
+    except ConfigError:
+        pytest.skip("there is no such implementation")
+    held = [a for a in trace.live_at(int(trace.events_of(STEADY, "optimizer")[0])) if a.category == "optimizer_state"]
+    config = small_config(changes)
+    assert optimizer_state(config, parameters_of(config), "cuda").size.n_bytes == sum(a.n_bytes for a in held)
 
 
 def test_momentum_of_nothing_is_not_held() -> None:
