@@ -135,9 +135,12 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         device = device_of_fake(func, args)
         if device is not None:
             return device
-        if is_composite(func):  # in inference mode it is not taken apart before
-            with self:
+        if is_composite(func):  # not taken apart before in inference mode, and where it writes to `out`
+            super().__enter__()  # type: ignore[no-untyped-call]
+            try:
                 return func.decompose(*args, **kwargs)
+            finally:
+                super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
         clock = self._clock
         begin = clock() if clock is not None else None
         value = value_of_fake(func, args, self._phases[-1] if self._phases else "")
