@@ -23,6 +23,7 @@ class Noted:
         parts: FLOPs of each result; None: it multiplies no matrices.
         result_bytes: of each result.
         wgrad_results: for an operation that makes both gradients, which results are the parameters'.
+        stands_for: how many like operations.
         taken, made: identities of storages, of a backward's operations alone.
     """
 
@@ -42,6 +43,7 @@ class Noted:
         "pointwise",
         "result_bytes",
         "shapes",
+        "stands_for",
         "taken",
         "times",
         "wgrad_results",
@@ -58,6 +60,7 @@ class Noted:
         self.func, self.phase, self.times, self.shapes, self.dtype = func, phase, times, shapes, dtype
         self.kind: Kind = "forward"
         self.micro_batch = self.flops = self.pointwise = self.n_bytes = 0
+        self.stands_for = 1
         self.module = ""
         self.node: int | None = None
         self.parts: Sequence[int] | None = None
@@ -204,6 +207,7 @@ def _operation(
         start_s=seconds[0],
         duration_s=seconds[1],
         outside_s=seconds[2],
+        times=noted.stands_for,
     )
 
 

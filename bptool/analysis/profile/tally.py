@@ -96,12 +96,13 @@ def tally_of(trace: OperationTrace, model: nn.Module, micro_batches: int) -> Tal
     for operation in trace.operations:
         place = Place(operation.phase, operation.kind, operation.module, operation.op)
         cost = Cost(operation.flops, operation.pointwise_flops, operation.bytes_moved, 1)
-        costs[place] = costs.get(place, NOTHING).plus(cost, _times(operation, micro_batches, ran))
+        times = operation.times * _steps_share(operation, micro_batches, ran)
+        costs[place] = costs.get(place, NOTHING).plus(cost, times)
     calls = {name: calls * micro_batches // ran for name, calls in trace.calls.items()}
     return Tally(costs, _facts(trace, model, calls))
 
 
-def _times(operation: Operation, micro_batches: int, ran: int) -> int:
+def _steps_share(operation: Operation, micro_batches: int, ran: int) -> int:
     """How many operations of the whole step one of the trace stands for."""
     if ran < micro_batches:
         if operation.micro_batch == 1 or operation.phase == "step":  # the step adds up the losses from the second on
