@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import takewhile
 from typing import Any
 from unittest.mock import patch
 
@@ -55,7 +56,7 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         self._running: int | None = None
         self._writers: dict[int, Noted] = {}  # of each storage, the operation that made it
         self._loose: list[Noted] = []  # of a recomputation, outside of all calls in it
-        self._recomputed: str | None = None  # what is recomputed, once that is known
+        self._called_again: list[str] = []  # the outermost calls of a recomputation
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -212,19 +213,24 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         """What is recomputed is seldom called itself, so that it shows only when it calls something."""
         outermost = self._where.outermost
         if outermost is not None:
-            self._recomputed = outermost.rpartition(".")[0]
-            for earlier in self._loose:
-                earlier.module = self._recomputed
-            self._loose = []
+            if outermost not in self._called_again:
+                self._called_again.append(outermost)
             noted.module = self._where.module() or ""
-        elif self._recomputed is not None:
-            noted.module = self._recomputed
-        else:
-            noted.module = self._where.module() or ""
-            self._loose.append(noted)
+            return
+        noted.module = self._where.module() or ""  # whose gradient waits for it
+        self._loose.append(noted)
+
+    def _end_recomputation(self) -> None:
+        """It was of the module that is around its calls, or of the only one that it called."""
+        if self._called_again:
+            around = _common_parent(self._called_again)
+            self._tape.note_recomputed(around if len(self._called_again) > 1 else self._called_again[0])
+            for noted in self._loose:
+                noted.module = around
+        self._loose, self._called_again = [], []
 
     def _attribute_gradient(self, noted: Noted, node: Any) -> None:
-        self._loose, self._recomputed = [], None
+        self._end_recomputation()
         if node is None:
             self._follow(noted)
             self._waiting.append(noted)
@@ -280,11 +286,19 @@ class OperationRecorder(TorchDispatchMode, Instrument):
             noted.node, noted.module = number, self._where.recorded_by(number)
 
     def _leave_backward(self) -> None:
+        self._end_recomputation()
         where = {self._where.recorded_by(number) for number in self._graph.numbers}
         where |= {self._where.owner(leaf) for leaf in self._graph.leaves.values()}
         self._tape.note_differentiated(where)
         self._graph = GradientGraph(self._after_node)
         self._waiting, self._running, self._writers = [], None, {}
+
+
+def _common_parent(names: Sequence[str]) -> str:
+    """`["a.0.x", "a.0.y.z"]` to `a.0`."""
+    parents = [name.split(".")[:-1] for name in names]
+    same = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+    return ".".join(parts[0] for parts in same)
 
 
 def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:

@@ -91,6 +91,7 @@ class _Step:
     entries: list[Noted | _Edge] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     differentiated: set[str] = field(default_factory=set)
+    recomputed: set[str] = field(default_factory=set)
 
 
 class Tape:
@@ -127,6 +128,10 @@ class Tape:
         """Modules that a backward came through."""
         self._steps[-1].differentiated |= set(names)
 
+    def note_recomputed(self, name: str) -> None:
+        """A module whose forward was run again."""
+        self._steps[-1].recomputed.add(name)
+
     def steps(self) -> list[OperationTrace]:
         """A record for each step."""
         return [self._fair([step]) for step in self._steps if step.entries]
@@ -142,7 +147,8 @@ class Tape:
         operations = tuple(operation for step in steps for operation in self._operations(step))
         calls = sum((step.calls for step in steps), Counter())
         differentiated = frozenset().union(*(step.differentiated for step in steps))
-        return OperationTrace(operations, dict(calls), dict(self.types), differentiated)
+        recomputed = frozenset().union(*(step.recomputed for step in steps))
+        return OperationTrace(operations, dict(calls), dict(self.types), differentiated, recomputed)
 
     def _operations(self, step: _Step) -> Iterator[Operation]:
         if self._clock is None:

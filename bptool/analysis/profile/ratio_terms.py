@@ -66,8 +66,8 @@ def exact_recompute_terms(tally: Tally) -> list[Term]:
     if not tally.flops("recompute"):
         return []
     flops = {name: (_flops(costs, "forward"), _flops(costs, "recompute")) for name, costs in tally.by_module().items()}
-    again = {prefix for name, (_, made) in flops.items() if made for prefix in _prefixes(name)}
-    alike = {_pattern(prefix) for prefix in again}
+    again = {name for name, facts in tally.modules.items() if facts.recomputed}
+    alike = {_pattern(name) for name in again}
     parts = [
         (_recompute_reason(name, made > forward, again, alike), made - forward, name)
         for name, (forward, made) in flops.items()
@@ -118,15 +118,14 @@ def _recompute_reason(name: str, more: bool, again: set[str], alike: set[str]) -
     """Why a module's recomputation is not its forward.
 
     Args:
-        again: modules in which something was recomputed; alike: their patterns.
+        again: modules that were recomputed; alike: their patterns.
     """
     if more:
         return AGAIN
     around = _prefixes(name)
-    numbered = [prefix for prefix in around if prefix.rpartition(".")[2].isdigit()] or around
-    if any(prefix in again for prefix in numbered):
+    if any(prefix in again for prefix in around):
         return EARLY_STOP
-    return NOT_RECOMPUTED if any(_pattern(prefix) in alike for prefix in numbered) else OUTSIDE
+    return NOT_RECOMPUTED if any(_pattern(prefix) in alike for prefix in around) else OUTSIDE
 
 
 def _summed(parts: Iterable[_Part], forward: int) -> list[Term]:
@@ -151,9 +150,9 @@ def _backward(costs: Mapping[Kind, Cost]) -> int:
 
 
 def _prefixes(name: str) -> list[str]:
-    """`a.0.b` to `["a", "a.0", "a.0.b"]`: the model itself is around everything and tells nothing."""
+    """`a.0.b` to `["", "a", "a.0", "a.0.b"]`."""
     parts = name.split(".") if name else []
-    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return [".".join(parts[:n]) for n in range(len(parts) + 1)]
 
 
 def _pattern(name: str) -> str:

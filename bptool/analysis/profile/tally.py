@@ -45,6 +45,7 @@ class ModuleFacts(NamedTuple):
         calls: in the step's forwards.
         parameters, trainable: numbers of its own, without its submodules'; a shared parameter is its first owner's.
         differentiated: whether the backward came through it or to its parameters.
+        recomputed: whether activation checkpointing ran it again, as a whole.
     """
 
     type: str
@@ -52,6 +53,7 @@ class ModuleFacts(NamedTuple):
     parameters: int
     trainable: int
     differentiated: bool
+    recomputed: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,13 @@ def _facts(trace: OperationTrace, model: nn.Module, calls: Mapping[str, int]) ->
         parameters[owner] += parameter.numel()
         trainable[owner] += parameter.numel() if parameter.requires_grad else 0
     return {
-        name: ModuleFacts(kind, calls.get(name, 0), parameters[name], trainable[name], name in trace.differentiated)
+        name: ModuleFacts(
+            type=kind,
+            calls=calls.get(name, 0),
+            parameters=parameters[name],
+            trainable=trainable[name],
+            differentiated=name in trace.differentiated,
+            recomputed=name in trace.recomputed,
+        )
         for name, kind in trace.types.items()
     }
