@@ -54,6 +54,7 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         self._graph = GradientGraph(self._after_node)
         self._waiting: list[Noted] = []  # operations of the node that is running
         self._running: int | None = None
+        self._done = False  # and whether it has made its gradients
         self._writers: dict[int, Noted] = {}  # of each storage, the operation that made it
         self._loose: list[Noted] = []  # of a recomputation, outside of all calls in it
         self._called_again: list[str] = []  # the outermost calls of a recomputation
@@ -233,32 +234,35 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         self._end_recomputation()
         if node is None:
             self._follow(noted)
-            self._waiting.append(noted)
-            return
-        noted.module = self._where.module() or ""
-        if is_leaf(node):
+        elif is_leaf(node):
             noted.kind = "wgrad" if is_parameter(node.variable) else "dgrad"
+            noted.module = self._where.module() or ""
         else:
-            noted.node = node._sequence_nr()
-            if noted.node != self._running:
-                self._running, self._waiting = noted.node, []
-            edges = set(self._graph.edges(node)) - {None}
-            noted.kind = "wgrad" if edges == {"wgrad"} else "dgrad"
-            if len(edges) > 1:
-                self._waiting.append(noted)
+            self._attribute_to_node(noted, node)
         self._note_writer(noted)
+
+    def _attribute_to_node(self, noted: Noted, node: Any) -> None:
+        noted.node = node._sequence_nr()
+        noted.module = self._where.module() or ""
+        if noted.node != self._running:
+            self._running, self._waiting, self._done = noted.node, [], False
+        edges = set(self._graph.edges(node)) - {None}
+        noted.kind = "wgrad" if edges == {"wgrad"} else "dgrad"
+        if len(edges) > 1 and self._done:
+            self._follow(noted)
+        elif len(edges) > 1:
+            self._waiting.append(noted)
+
+    def _follow(self, noted: Noted) -> None:
+        """After a node autograd adds its gradients to others that they meet: what for is known of what is added."""
+        writer = next((self._writers[one] for one in reversed(noted.taken) if one in self._writers), None)
+        noted.kind = "dgrad" if writer is None else writer.kind
+        noted.module = "" if writer is None else writer.module
 
     def _note_writer(self, noted: Noted) -> None:
         for storage in noted.made:
             if storage is not None and storage not in noted.taken:
                 self._writers[storage] = noted
-
-    def _follow(self, noted: Noted) -> None:
-        """Between nodes autograd adds gradients that meet, and sums what was broadcast: part of what made them."""
-        writer = next((self._writers[one] for one in reversed(noted.taken) if one in self._writers), None)
-        noted.kind = "dgrad" if writer is None else writer.kind
-        noted.module = "" if writer is None else writer.module
-        self._note_writer(noted)
 
     def _after_node(self, number: int, edges: Edges, gradients: Sequence[Tensor | None]) -> None:
         """Follow a node's gradients back to the operations that made them."""
@@ -275,15 +279,10 @@ class OperationRecorder(TorchDispatchMode, Instrument):
             for one in noted.taken:
                 wanted.setdefault(one, set()).update(together)
             if together:
-                self._settle(noted, number, purposes, together)
-        self._waiting = []
-
-    def _settle(self, noted: Noted, number: int, purposes: Sequence[set[str]], together: set[str]) -> None:
-        noted.kind = "wgrad" if together == {"wgrad"} else "dgrad"
-        if len(together) > 1 and any(purpose == {"wgrad"} for purpose in purposes):
-            noted.wgrad_results = tuple(purpose == {"wgrad"} for purpose in purposes)
-        if noted.node is None:
-            noted.node, noted.module = number, self._where.recorded_by(number)
+                noted.kind = "wgrad" if together == {"wgrad"} else "dgrad"
+            if len(together) > 1 and {"wgrad"} in purposes:
+                noted.wgrad_results = tuple(purpose == {"wgrad"} for purpose in purposes)
+        self._running, self._waiting, self._done = number, [], True
 
     def _leave_backward(self) -> None:
         self._end_recomputation()
@@ -291,7 +290,7 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         where |= {self._where.owner(leaf) for leaf in self._graph.leaves.values()}
         self._tape.note_differentiated(where)
         self._graph = GradientGraph(self._after_node)
-        self._waiting, self._running, self._writers = [], None, {}
+        self._waiting, self._running, self._done, self._writers = [], None, False, {}
 
 
 def _common_parent(names: Sequence[str]) -> str:

@@ -159,6 +159,50 @@ class TestTwoGradients:
         norm = [o for o in trace.operations if o.op == "native_layer_norm_backward"]
         assert [o.kind for o in norm] == ["dgrad", "wgrad"]
 
+    def test_gradients_that_meet(self) -> None:
+        """Of a weight that is used three times, and of an input that goes two ways."""
+
+        class Thrice(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(16, 16, bias=False)
+
+            def forward(self, x: Tensor) -> Tensor:
+                for _ in range(3):
+                    x = self.layer(x)
+                return x + x.exp()
+
+        trace = recorded(nn.Sequential(linear(), Thrice()), X)
+        sums = [(o.kind, o.module) for o in trace.operations if o.op == "add" and o.phase == "backward"]
+        assert sums == [("dgrad", "1"), ("wgrad", "1.layer"), ("wgrad", "1.layer")]
+
+    def test_storages_that_come_again(self) -> None:
+        """What is freed within a backward makes room for another tensor, perhaps of the same identity."""
+
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+                ctx.save_for_backward(x, weight)
+                return x @ weight
+
+            @staticmethod
+            def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+                x, weight = ctx.saved_tensors
+                of_weight = x.T @ (slope * 2)
+                return (slope * 3) @ weight.T, of_weight
+
+        class Layer(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.randn(16, 16))
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = Function.apply(x, self.weight)  # type: ignore[no-untyped-call]
+                return y
+
+        trace = recorded(nn.Sequential(linear(), Layer()), X)
+        assert [o.kind for o in trace.operations if o.op == "mul" and o.phase == "backward"] == ["wgrad", "dgrad"]
+
     def test_autocast_casts_a_weight_for_all_its_uses(self) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             trace = recorded(nn.Sequential(linear(), linear()), X)

@@ -223,6 +223,16 @@ class TestModelsThatAreNotPeriodic:
         assert found.tally == self.tally(20, 400)
         assert counts[-1] == 20
 
+    def test_first_and_last_blocks_may_differ(self) -> None:
+        def tally(depth: int) -> Tally:
+            flops = [1, *[10] * (depth - 2), 100]
+            places = [Place("forward", "forward", f"blocks.{i}.up", "mm") for i in range(depth)]
+            return Tally({place: Cost(n, 0, 0, 1) for place, n in zip(places, flops, strict=True)}, {})
+
+        found = extended(Blocks(20), tally)
+        assert found.depths == (2, 3, 4)
+        assert found.tally == tally(20)
+
     def test_a_straight_line_is_followed(self) -> None:
         found = extended(Blocks(20), lambda depth: self.tally(depth, 3 * depth + 1))
         assert found.tally.flops("forward") == 61
