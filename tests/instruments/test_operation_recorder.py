@@ -165,7 +165,7 @@ class TestTwoGradients:
         class Thrice(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.layer = nn.Linear(16, 16, bias=False)
+                self.layer = linear()
 
             def forward(self, x: Tensor) -> Tensor:
                 for _ in range(3):
@@ -174,7 +174,7 @@ class TestTwoGradients:
 
         trace = recorded(nn.Sequential(linear(), Thrice()), X)
         sums = [(o.kind, o.module) for o in trace.operations if o.op == "add" and o.phase == "backward"]
-        assert sums == [("dgrad", "1"), ("wgrad", "1.layer"), ("wgrad", "1.layer")]
+        assert sums == [("dgrad", "1"), *[("wgrad", "1.layer")] * 4]
 
     def test_storages_that_come_again(self) -> None:
         """What is freed within a backward makes room for another tensor, perhaps of the same identity."""
@@ -188,7 +188,8 @@ class TestTwoGradients:
             @staticmethod
             def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
                 x, weight = ctx.saved_tensors
-                of_weight = x.T @ (slope * 2)
+                for _ in range(9):
+                    of_weight = x.T @ (slope * 2)
                 return (slope * 3) @ weight.T, of_weight
 
         class Layer(nn.Module):
@@ -201,7 +202,7 @@ class TestTwoGradients:
                 return y
 
         trace = recorded(nn.Sequential(linear(), Layer()), X)
-        assert [o.kind for o in trace.operations if o.op == "mul" and o.phase == "backward"] == ["wgrad", "dgrad"]
+        assert [o.kind for o in trace.operations if o.op == "mul" and o.phase == "backward"][-2:] == ["wgrad", "dgrad"]
 
     def test_autocast_casts_a_weight_for_all_its_uses(self) -> None:
         with torch.autocast("cpu", torch.bfloat16):
