@@ -98,20 +98,17 @@ def tally_of(trace: OperationTrace, model: nn.Module, micro_batches: int) -> Tal
     for operation in trace.operations:
         place = Place(operation.phase, operation.kind, operation.module, operation.op)
         cost = Cost(operation.flops, operation.pointwise_flops, operation.bytes_moved, 1)
-        times = operation.times * _steps_share(operation, micro_batches, ran)
-        costs[place] = costs.get(place, NOTHING).plus(cost, times)
+        again = micro_batches - 1 if ran < micro_batches and _is_of_second(operation) else 1
+        costs[place] = costs.get(place, NOTHING).plus(cost, operation.times * again)
+    for place in [place for place in costs if place.phase == "data"]:
+        costs[place] = Cost(*(number * micro_batches // ran for number in costs[place]))
     calls = {name: calls * micro_batches // ran for name, calls in trace.calls.items()}
     return Tally(costs, _facts(trace, model, calls))
 
 
-def _steps_share(operation: Operation, micro_batches: int, ran: int) -> int:
-    """How many operations of the whole step one of the trace stands for."""
-    if ran < micro_batches:
-        if operation.micro_batch == 1 or operation.phase == "step":  # the step adds up the losses from the second on
-            return micro_batches - 1
-        if operation.phase == "data":
-            return micro_batches // ran
-    return 1
+def _is_of_second(operation: Operation) -> bool:
+    """Whether it is the second micro-batch's, or adds its loss to the step's."""
+    return operation.micro_batch == 1 or operation.phase == "step"
 
 
 def _facts(trace: OperationTrace, model: nn.Module, calls: Mapping[str, int]) -> dict[str, ModuleFacts]:

@@ -135,6 +135,8 @@ def test_micro_batches_that_are_not_run_are_counted() -> None:
     assert split(five) == Split(*(5 * flops for flops in split(single)))
     assert five.modules["blocks.0"].calls == 5
     assert five.flops("optimizer") == single.flops("optimizer")
+    drawn = [cost for place, cost in five.costs.items() if place.op == "randint"]
+    assert [cost.calls for cost in drawn] == [5]
     adds = {
         n: sum(cost.calls for place, cost in tally.costs.items() if place.phase == "backward" and place.op == "add_")
         for n, tally in ((5, five), (1, single))
