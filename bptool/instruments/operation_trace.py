@@ -59,8 +59,10 @@ class OperationTrace:
     Attributes:
         calls: how often each module was called in forwards (recomputation not counted), by the name of the call.
         types: the class of each module, by the same names; modules that were never called are among them.
+        differentiated: the modules that a backward came through, and those whose own parameters got a gradient.
     """
 
     operations: tuple[Operation, ...]
     calls: dict[str, int]
     types: dict[str, str]
+    differentiated: frozenset[str] = frozenset()
