@@ -23,6 +23,7 @@ class Noted:
         parts: FLOPs of each result; None: it multiplies no matrices.
         result_bytes: of each result.
         wgrad_results: for an operation that makes both gradients, which results are the parameters'.
+        stands_for: how many like operations.
         taken, made: identities of storages, of a backward's operations alone.
     """
 
@@ -43,6 +44,7 @@ class Noted:
         "pointwise",
         "result_bytes",
         "shapes",
+        "stands_for",
         "taken",
         "times",
         "wgrad_results",
@@ -60,6 +62,7 @@ class Noted:
         self.kind: Kind = "forward"
         self.causal = False
         self.micro_batch = self.flops = self.pointwise = self.n_bytes = 0
+        self.stands_for = 1
         self.module = ""
         self.node: int | None = None
         self.parts: Sequence[int] | None = None
@@ -207,6 +210,7 @@ def _operation(
         duration_s=seconds[1],
         outside_s=seconds[2],
         causal=noted.causal,
+        times=noted.stands_for,
     )
 
 
