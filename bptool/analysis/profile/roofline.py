@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bptool.analysis.profile.result import OpCost, Roofline
+from bptool.analysis.profile.tally import Cost, Place
 from bptool.gpus import Gpu
 from bptool.hardware import measured_matmul_rate, measured_memory_bandwidth, measured_operation_overhead
-from bptool.instruments.operation_trace import Operation
 
 _FORMAT = {"fp32": "float32", "tf32": "float32", "bf16-mixed": "bfloat16", "bf16": "bfloat16", "fp16-mixed": "float16"}
 _MODE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16-mixed"}
@@ -60,14 +60,14 @@ class Rates:
 
 
 class OperationSeconds(NamedTuple):
-    """An operation by the roofline: its FLOPs at the peak rate, its bytes at the memory's."""
+    """Like operations by the roofline: their FLOPs at the peak rate, their bytes at the memory's."""
 
     compute_s: float
     memory_s: float
 
     @property
     def longer(self) -> float:
-        """What it takes."""
+        """What they take."""
         return max(self)
 
 
@@ -114,29 +114,29 @@ def cpu_rates(mode: str, dtypes: Iterable[str] = ()) -> Rates:
     )
 
 
-def matmul_dtypes(operations: Iterable[Operation]) -> set[str]:
-    """The formats of a trace's matrix products."""
-    return {operation.dtype for operation in operations if operation.flops}
+def matmul_dtypes(costs: Mapping[Place, Cost]) -> set[str]:
+    """The formats of a step's matrix products."""
+    return {place.dtype for place, cost in costs.items() if cost.flops}
 
 
-def by_roofline(operation: Operation, rates: Rates) -> OperationSeconds:
-    """What one operation takes. A causal attention's kernel skips the scores above the diagonal: half of its FLOPs."""
-    rate = rates.flops_per_s.get(operation.dtype, rates.flops_per_s["float32"])
-    flops = operation.flops / 2 if operation.causal else operation.flops
-    return OperationSeconds((flops + operation.pointwise_flops) / rate, operation.bytes_moved / rates.bytes_per_s)
+def by_roofline(place: Place, cost: Cost, rates: Rates) -> OperationSeconds:
+    """What like operations take. A causal attention's kernel skips the scores above the diagonal: half of its FLOPs."""
+    rate = rates.flops_per_s.get(place.dtype, rates.flops_per_s["float32"])
+    flops = cost.flops / 2 if place.causal else cost.flops
+    return OperationSeconds((flops + cost.pointwise_flops) / rate, cost.bytes_moved / rates.bytes_per_s)
 
 
-def under_roofs(ops: Sequence[OpCost], operations: Iterable[Operation], rates: Rates) -> list[OpCost]:
+def under_roofs(ops: Sequence[OpCost], costs: Mapping[Place, Cost], rates: Rates) -> list[OpCost]:
     """The table of operations with their bound and predicted seconds.
 
     Args:
-        operations: of the step that the table is of.
+        costs: of the step that the table is of.
     """
     compute: dict[tuple[str, str], float] = defaultdict(float)
     memory: dict[tuple[str, str], float] = defaultdict(float)
     seconds: dict[tuple[str, str], float] = defaultdict(float)
-    for operation in operations:
-        key, found = (operation.op, operation.kind), by_roofline(operation, rates)
+    for place, cost in costs.items():
+        key, found = (place.op, place.kind), by_roofline(place, cost, rates)
         compute[key] += found.compute_s
         memory[key] += found.memory_s
         seconds[key] += found.longer
