@@ -1,0 +1,69 @@
+"""What the figures take for granted, and what makes them doubtful, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bptool.analysis.profile.admission import Admission
+from bptool.analysis.profile.measuring import Measurement
+from bptool.analysis.question import Question
+
+
+def assumptions(question: Question, admitted: Admission, measurement: Measurement, depths: Sequence[int]) -> list[str]:
+    """Sentences."""
+    sentences = [*question.machine.assumptions] if question.machine.gpu else []
+    if admitted.refusal and admitted.expected:
+        sentences.append(f"counted, {admitted.refusal}")
+    if admitted.note:
+        sentences.append(admitted.note)
+    if depths:
+        low, high, check = depths
+        known = f"{low} and {high}, and so do {check}, as counting them showed"
+        sentences.append(f"{question.workload.n_layers} layers follow from {known}")
+    sentences += _of_counting()
+    if measurement.timed:
+        sentences += _of_timing(question)
+    if measurement.traces:
+        sentences += _of_recording(question)
+    if question.machine.gpu and not measurement.timed:
+        sentences.append(HOW_FAR)
+    return sentences
+
+
+def warnings(admitted: Admission, measurement: Measurement) -> list[str]:
+    """Each with its remedy."""
+    found = list(measurement.warnings)
+    if admitted.refusal and not admitted.expected:
+        remedy = "make the batch or the model smaller, or name the machine that it is for with --gpu"
+        found.insert(0, f"counted, {admitted.refusal}: {remedy}")
+    if measurement.interrupted:
+        found.insert(0, "interrupted: figures are of the steps until then; let it run to its end for all of them")
+    return found
+
+
+HOW_FAR = ""
+
+
+def _of_counting() -> Iterator[str]:
+    yield "attention is counted over all T x T scores; its predicted time is of half of them where it is causal"
+
+
+def _of_timing(question: Question) -> Iterator[str]:
+    yield "batches are random and made on the spot: the data phase is not that of a corpus"
+    config = question.config
+    if config.training.compile:
+        yield "compiled: times are of the compiled model, FLOPs of the same model run eagerly; no operation is timed"
+    if not question.code and config.training.loss == "fused":
+        yield (
+            "the fused loss computes its gradients in the forward: they are time of the forward, and FLOPs of the"
+            " backward (training.loss=plain keeps them apart)"
+        )
+
+
+def _of_recording(question: Question) -> Iterator[str]:
+    yield (
+        "a module's time is that of its operations and since the one before each of them, so that Python and autograd"
+        " are in it; medians over recorded steps"
+    )
+    if question.machine.device == "cpu":
+        yield "what the recorder takes of itself was measured on an operation that does nothing, and is taken out"
