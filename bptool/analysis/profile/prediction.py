@@ -13,6 +13,9 @@ from bptool.units import format_rate
 PHASES: tuple[Phase, ...] = ("data", "forward", "recompute", "backward", "clip", "optimizer")
 """Those that a step is the sum of, in order."""
 
+PUBLISHED = (1.7, 2.5)
+"""How many times as long as predicted for a GPU published runs took: nearest and farthest (test_published_steps.py)."""
+
 
 def predict(costs: Mapping[Place, Cost], units: int, rates: Rates, times: PhaseTimes | None) -> PredictedTime:
     """The step's time by the roofline, phase by phase, beside the measured one where there is one.

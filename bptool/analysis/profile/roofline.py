@@ -32,6 +32,7 @@ class Rates:
         bytes_per_s: memory.
         operation_s: what an operation takes of itself, however little it computes.
         runs_ahead: whether that is spent on the host while the device is still at earlier operations.
+        causal_share: of the scores of a causal attention, how many its kernel computes at least.
         flops_source, bytes_source, operation_source: how they are known.
     """
 
@@ -41,6 +42,7 @@ class Rates:
     bytes_per_s: float
     operation_s: float
     runs_ahead: bool
+    causal_share: float
     flops_source: str
     bytes_source: str
     operation_source: str
@@ -85,6 +87,7 @@ def gpu_rates(gpu: Gpu, mode: str) -> Rates:
         bytes_per_s=gpu.bytes_per_s,
         operation_s=_LAUNCH_S,
         runs_ahead=True,
+        causal_share=0.5,
         flops_source=f"{gpu.name} data sheet, dense",
         bytes_source=f"{gpu.name} data sheet",
         operation_source=f"{_LAUNCH_S * 1e6:.0f} µs to launch each of its operations, which is assumed",
@@ -108,6 +111,8 @@ def cpu_rates(mode: str, dtypes: Iterable[str] = ()) -> Rates:
         bytes_per_s=measured_memory_bandwidth(),
         operation_s=overhead,
         runs_ahead=False,
+        # FlashAttentionKernel.cpp of PyTorch takes 512 keys at a time, all of them: half only for very long sequences.
+        causal_share=1.0,
         flops_source=f"this machine's measured {name} matmul rate",
         bytes_source="this machine's measured bandwidth: a = b + 3 c over arrays larger than its caches",
         operation_source=f"{overhead * 1e6:.1f} µs for each operation, measured on one that computes next to nothing",
@@ -120,9 +125,9 @@ def matmul_dtypes(costs: Mapping[Place, Cost]) -> set[str]:
 
 
 def by_roofline(place: Place, cost: Cost, rates: Rates) -> OperationSeconds:
-    """What like operations take. A causal attention's kernel skips the scores above the diagonal: half of its FLOPs."""
+    """What like operations take; where an attention is causal, its kernel skips scores."""
     rate = rates.flops_per_s.get(place.dtype, rates.flops_per_s["float32"])
-    flops = cost.flops / 2 if place.causal else cost.flops
+    flops = cost.flops * rates.causal_share if place.causal else cost.flops
     return OperationSeconds((flops + cost.pointwise_flops) / rate, cost.bytes_moved / rates.bytes_per_s)
 
 

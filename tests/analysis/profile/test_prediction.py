@@ -18,7 +18,7 @@ STEP = costs(
 
 def rates(operation_s: float = 0.0, runs_ahead: bool = False) -> Rates:
     known = ("said so", "too", f"{operation_s} s for each")
-    return Rates("a machine", {"float32": 100.0}, "float32", 10.0, operation_s, runs_ahead, *known)
+    return Rates("a machine", {"float32": 100.0}, "float32", 10.0, operation_s, runs_ahead, 1.0, *known)
 
 
 def test_phase_by_phase() -> None:

@@ -29,6 +29,7 @@ def rates(changes: Mapping[str, Any] | None = None) -> Rates:
         "bytes_per_s": 10.0,
         "operation_s": 0.0,
         "runs_ahead": False,
+        "causal_share": 0.5,
         "flops_source": "said so",
         "bytes_source": "too",
         "operation_source": "nothing",
@@ -53,7 +54,7 @@ class TestOneOperation:
         assert seconds(operation(flops=500, dtype="bfloat16")).compute_s == 0.5
         assert seconds(operation(flops=500, dtype="int64")).compute_s == 5
 
-    def test_a_causal_attention_computes_half_of_its_scores(self) -> None:
+    def test_a_causal_attention_computes_a_share_of_its_scores(self) -> None:
         whole, half = (seconds(operation(flops=400, causal=causal)).compute_s for causal in (False, True))
         assert (whole, half) == (4, 2)
 
@@ -113,6 +114,7 @@ class TestRates:
         found = cpu_rates("bf16-mixed", ["float32", "int64"])
         assert found.flops_per_s == {"bfloat16": 8e10, "float32": 5e10}
         assert (found.roofline.ridge, found.operation_s, found.runs_ahead) == (4, 3e-6, False)
+        assert found.causal_share == 1
         assert found.flops_source == "this machine's measured bf16 matmul rate"
         assert found.operation_source.startswith("3.0 µs")
 
