@@ -40,10 +40,14 @@ class Blocks:
 
     def depths(self) -> tuple[int, int, int] | None:
         """Three depths to simulate, the last for comparison; None where the model is no deeper than these."""
+        deepest = self.with_a_period + 2 * self.period
+        return (self.with_a_period, self.with_a_period + self.period, deepest) if self.n_layers > deepest else None
+
+    @property
+    def with_a_period(self) -> int:
+        """Fewest layers that have a whole period of inner blocks, and leave as many over as the model does."""
         inner = self.n_layers - self.head - 1  # the last block's backward comes first, and may differ
-        smallest = self.head + 1 + self.period + inner % self.period
-        deepest = smallest + 2 * self.period
-        return (smallest, smallest + self.period, deepest) if self.n_layers > deepest else None
+        return self.head + 1 + self.period + inner % self.period
 
 
 class Extended(NamedTuple):

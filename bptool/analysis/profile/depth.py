@@ -42,8 +42,9 @@ def extended(blocks: Blocks, count: Callable[[int], Tally]) -> Counted:
 
 def _depths(blocks: Blocks) -> tuple[int, int, int] | None:
     """Without inner blocks, with a period of them, with two; None where the model is hardly deeper."""
-    found = blocks.depths()
-    return found and (found[0] - blocks.period, found[0], found[1])
+    one = blocks.with_a_period
+    depths = (one - blocks.period, one, one + blocks.period)
+    return depths if blocks.n_layers > depths[2] else None
 
 
 @dataclass(frozen=True)

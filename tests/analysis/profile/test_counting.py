@@ -1,0 +1,249 @@
+"""Counted FLOPs against closed forms, to the FLOP; and a deep model's from shallow ones against its own."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from small_runs import small_config
+from torch import Tensor, nn
+
+from bptool.analysis.machine import Machine, machine_named
+from bptool.analysis.memory.depth import Blocks
+from bptool.analysis.profile.counting import count, count_deep
+from bptool.analysis.profile.depth import extended
+from bptool.analysis.profile.tally import Cost, Place, Tally
+from bptool.config.schema import Config
+from bptool.model.accounting import flops_per_token
+from bptool.model.loss import chunk_tokens
+from bptool.training.activation_checkpoint import recomputed_blocks
+from bptool.training.workload import Workload, transformer_workload
+
+GPT = {
+    "model.position": "learned",
+    "model.norm": "layernorm",
+    "model.activation": "gelu",
+    "model.bias": True,
+    "model.tied_embeddings": True,
+}
+LLAMA = {"model.n_heads": 4, "model.n_kv_heads": 2, "model.d_ff": 40}
+MIXTURE = {**LLAMA, "model.moe.n_experts": 4, "model.moe.n_active": 2, "model.moe.d_expert": 24}
+LATENT = {
+    "model.n_heads": 2,
+    "model.mla.kv_rank": 8,
+    "model.mla.q_rank": 12,
+    "model.mla.nope_dim": 8,
+    "model.mla.rope_dim": 4,
+    "model.mla.value_dim": 6,
+}
+
+
+class Split(NamedTuple):
+    forward: int
+    backward: int
+    recompute: int
+
+
+def counted(config: Config, machine: Machine | None = None) -> Tally:
+    return count(config, transformer_workload(config), machine or Machine())
+
+
+def split(tally: Tally) -> Split:
+    return Split(tally.flops("forward"), tally.flops("dgrad", "wgrad"), tally.flops("recompute"))
+
+
+def by_hand(config: Config) -> Split:
+    """Of GPT and Llama blocks, from the shapes of their matrices.
+
+    A layer's backward is two of its forwards; attention's fused kernel makes the scores again. A block that is
+    recomputed stops before its last product, which no gradient needs; the mixture's is needed, by the router.
+    """
+    model, training = config.model, config.training
+    batch, tokens = training.micro_batch_size, training.sequence_length
+    rows = batch * tokens * training.gradient_accumulation_steps
+    query, kept = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    projections = model.d_model * (query + kept + kept) + query * model.d_model
+    gated = model.activation in ("swiglu", "geglu")
+    last = model.d_ff * model.d_model
+    feed_forward = last * (3 if gated else 2)
+    if model.moe.n_experts:
+        last = 0
+        feed_forward = model.d_model * (model.moe.n_experts + 3 * model.moe.n_active * model.moe.d_expert)
+    block = 2 * rows * (projections + feed_forward)
+    product = 2 * rows * tokens * query  # queries by keys, or weights by values
+    head = 2 * rows * model.d_model * model.vocab_size
+    again = len(recomputed_blocks(model.n_layers, config.activation_checkpoint))
+    backward = 2 * block + (5 if model.attention == "sdpa" else 4) * product
+    return Split(
+        forward=model.n_layers * (block + 2 * product) + head,
+        backward=model.n_layers * backward + 2 * head,
+        recompute=again * (block + 2 * product - 2 * rows * last),
+    )
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {**GPT},
+    {**GPT, "training.loss": "plain", "model.attention": "eager"},
+    {**GPT, "activation_checkpoint.policy": "full", "training.gradient_accumulation_steps": 3},
+    {**GPT, "activation_checkpoint.policy": "every_k", "model.n_layers": 3, "precision.mode": "bf16-mixed"},
+    {**LLAMA},
+    {**LLAMA, "training.loss": "plain", "model.tied_embeddings": True},
+    {**LLAMA, "model.attention": "eager", "activation_checkpoint.policy": "full"},
+    {**LLAMA, "training.gradient_accumulation_steps": 2, "precision.mode": "bf16", "optimizer.name": "muon"},
+    {**MIXTURE, "training.loss": "plain"},
+    {**MIXTURE, "activation_checkpoint.policy": "full", "training.gradient_accumulation_steps": 4},
+]
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=str)
+def test_flops_are_the_closed_forms(changes: dict[str, Any]) -> None:
+    config = small_config(changes)
+    tally = counted(config)
+    assert split(tally) == by_hand(config)
+    assert tally.flops("dgrad") + tally.flops("wgrad") == by_hand(config).backward
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [GPT, LLAMA, MIXTURE, LATENT, {**LLAMA, "model.sliding_window": 4, "model.sliding_window_pattern": 2}],
+    ids=["gpt", "llama", "mixture", "latent", "window"],
+)
+def test_a_forward_is_a_third_of_palms_convention(changes: dict[str, Any]) -> None:
+    """Attention counted in full, causal or not."""
+    config = small_config(changes)
+    tokens = config.training.micro_batch_size * config.training.sequence_length
+    forward = counted(config).flops("forward")
+    assert 3 * forward == tokens * flops_per_token(config.model, config.training.sequence_length)
+
+
+@pytest.mark.parametrize("gpu", ["a100-80gb", "h100"])
+def test_a_gpus_kernels_do_the_same_products(gpu: str) -> None:
+    config = small_config({**GPT, "precision.mode": "bf16-mixed"})
+    tally = counted(config, machine_named("cuda", gpu))
+    assert split(tally) == by_hand(config)
+    attention = {place.op for place in tally.costs if "attention" in place.op}
+    assert attention
+    assert not any(op.endswith("_for_cpu") for op in attention)
+
+
+def test_micro_batches_that_are_not_run_are_counted() -> None:
+    """Five, of which two are run, against five of five: the recorder's own sums."""
+    config = small_config({"training.gradient_accumulation_steps": 5})
+    one = small_config({})
+    five, single = counted(config), counted(one)
+    assert split(five) == Split(*(5 * flops for flops in split(single)))
+    assert five.modules["blocks.0"].calls == 5
+    assert five.flops("optimizer") == single.flops("optimizer")
+    adds = {
+        n: sum(cost.calls for place, cost in tally.costs.items() if place.phase == "backward" and place.op == "add_")
+        for n, tally in ((5, five), (1, single))
+    }
+    parameters = sum(facts.trainable > 0 for facts in single.modules.values())
+    assert adds[5] - 5 * adds[1] == 4 * parameters  # each further micro-batch adds to each gradient
+
+
+def test_the_loss_in_chunks_counts_all_of_them() -> None:
+    """Of which a count runs the first, for all that are like it, and the last, which is shorter."""
+    config = small_config({"model.vocab_size": 1_500_000, "model.n_layers": 1, "model.d_model": 8})
+    tally = counted(config)
+    assert split(tally) == by_hand(config)
+    chunks = -(-32 // chunk_tokens(32, 1_500_000, 8))
+    products = {
+        place.kind: cost.calls
+        for place, cost in tally.costs.items()
+        if place.module == "loss" and place.phase == "forward" and place.op in ("mm", "addmm") and cost.flops
+    }
+    assert chunks > 2
+    assert products == {"forward": chunks, "dgrad": chunks, "wgrad": chunks}
+
+
+class TestUpdate:
+    def test_adamws_arithmetic(self) -> None:
+        """14 a decayed parameter, 13 a vector's, one a tensor's step counter; clipping: norm 2, scaling 1."""
+        config = small_config({"optimizer.name": "adamw", "optimizer.implementation": "fused"})
+        tally = counted(config)
+        vectors = 5 * 16
+        matrices = 32 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 32)  # embedding and head are one
+        tensors = 1 + 2 * (4 + 3) + 5
+        update = sum(cost.pointwise_flops for place, cost in tally.costs.items() if place.phase == "optimizer")
+        assert update == 14 * matrices + 13 * vectors + tensors
+        clip = sum(cost.pointwise_flops for place, cost in tally.costs.items() if place.phase == "clip")
+        assert clip == 3 * (matrices + vectors) + 2 * tensors + CLIP_SCALARS
+
+    def test_implementations_agree(self) -> None:
+        found = {
+            how: sum(
+                cost.pointwise_flops
+                for place, cost in counted(small_config({"optimizer.implementation": how})).costs.items()
+                if place.phase == "optimizer"
+            )
+            for how in ("loop", "foreach", "fused")
+        }
+        assert len(set(found.values())) == 1
+
+
+DEPTHS: list[dict[str, Any]] = [
+    {**GPT, "model.n_layers": 6},
+    {**LLAMA, "model.n_layers": 7, "activation_checkpoint.policy": "full", "training.gradient_accumulation_steps": 3},
+    {**LLAMA, "model.n_layers": 8, "activation_checkpoint.policy": "every_k"},
+    {**LLAMA, "model.n_layers": 11, "activation_checkpoint.policy": "every_k", "activation_checkpoint.every": 3},
+    {**MIXTURE, "model.n_layers": 7},
+    {**LLAMA, "model.n_layers": 11, "model.sliding_window": 4, "model.sliding_window_pattern": 3},
+    {"model.n_layers": 6, "optimizer.name": "muon"},
+    {"model.n_layers": 6, "optimizer.name": "adafactor", "optimizer.implementation": "loop"},
+]
+
+
+@pytest.mark.parametrize("changes", DEPTHS, ids=str)
+def test_shallow_models_tell_what_a_deep_one_does(changes: dict[str, Any]) -> None:
+    """Every number of every module and operation."""
+    config = small_config(changes)
+    workload = transformer_workload(config)
+    deep = count_deep(config, workload)
+    assert deep.depths
+    assert max(deep.depths) < config.model.n_layers
+    assert deep.tally == count(config, workload)
+
+
+class TestModelsThatAreNotPeriodic:
+    @staticmethod
+    def tally(depth: int, cost: int) -> Tally:
+        return Tally({Place("forward", "forward", "", "mm"): Cost(cost, 0, 0, 1)}, {})
+
+    def test_are_counted_in_full(self) -> None:
+        counts: list[int] = []
+
+        def quadratic(depth: int) -> Tally:
+            counts.append(depth)
+            return self.tally(depth, depth**2)
+
+        found = extended(Blocks(20), quadratic)
+        assert found.depths == ()
+        assert found.tally == self.tally(20, 400)
+        assert counts[-1] == 20
+
+    def test_a_straight_line_is_followed(self) -> None:
+        found = extended(Blocks(20), lambda depth: self.tally(depth, 3 * depth + 1))
+        assert found.tally.flops("forward") == 61
+        assert max(found.depths) < 6
+
+
+def test_a_users_own_model_is_counted_as_it_is() -> None:
+    workload = Workload(
+        model=lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)),
+        batch=lambda generator: torch.randn(5, 8, generator=generator),
+        loss=lambda model, x: _sum(model(x)),
+    )
+    found = count_deep(small_config({"training.gradient_accumulation_steps": 3}), workload)
+    first, second = 2 * 15 * 8 * 4, 2 * 15 * 4 * 2
+    assert found.depths == ()
+    assert split(found.tally) == Split(first + second, first + 2 * second, 0)
+
+
+CLIP_SCALARS = 1
+"""The norm is divided by the loss scale."""
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.square().sum()
