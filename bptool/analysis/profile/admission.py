@@ -8,6 +8,7 @@ import torch
 
 from bptool.analysis.memory.fit import PeakPrediction, predict_peak
 from bptool.analysis.memory.least import least_bytes
+from bptool.analysis.profile.prediction import PHASES
 from bptool.analysis.profile.result import PhaseMemory
 from bptool.analysis.question import Question
 from bptool.errors import BptoolError
@@ -36,7 +37,7 @@ class Admission:
     def memory(self) -> list[PhaseMemory]:
         """Peak of each phase, in the step's order."""
         peaks = self.prediction.phase_peaks_bytes if self.prediction else {}
-        return [PhaseMemory(phase=phase, peak_allocated_bytes=peak) for phase, peak in peaks.items()]
+        return [PhaseMemory(phase=one, peak_allocated_bytes=peaks[one]) for one in PHASES if one in peaks]
 
 
 def admission(question: Question, *, measure: bool) -> Admission:

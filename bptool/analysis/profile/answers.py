@@ -7,7 +7,6 @@ import statistics
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from bptool.analysis.memory.fit import memory_errors
 from bptool.analysis.profile.admission import Admission, admission
@@ -51,7 +50,6 @@ class _Found:
     trace: OperationTrace | None
     counted: Counted
     rates: Rates | None
-    model: nn.Module
     units: int
 
 
@@ -72,12 +70,11 @@ def profile(question: Question, plan: Plan, done: Progress = lambda number, tota
         if not admitted.refusal:
             with memory_errors(question, admitted.prediction):
                 measurement = measure(question, plan, done)
-        model = build_model(question.workload, torch.device("meta"), torch.float32)
         trace = _typical(question, measurement)
-        counted = _counted(question, trace, model, may_run=not admitted.refusal)
-        rates = _rates(question, counted)
+        counted = _counted(question, trace, may_run=not admitted.refusal)
+        rates = _rates(question, counted, seconds=0.6 if measurement.timed else 0.2)
         units = measurement.timed[0].units if measurement.timed else _units(question)
-        found = _Found(question, admitted, measurement, trace, counted, rates, model, units)
+        found = _Found(question, admitted, measurement, trace, counted, rates, units)
         return Profiled(_result(found), trace)
 
 
@@ -88,10 +85,11 @@ def _typical(question: Question, measurement: Measurement) -> OperationTrace | N
     return typical(measurement.traces, recorder_cost_s() if on_cpu else 0.0)
 
 
-def _counted(question: Question, trace: OperationTrace | None, model: nn.Module, *, may_run: bool) -> Counted:
+def _counted(question: Question, trace: OperationTrace | None, *, may_run: bool) -> Counted:
     """What was recorded where something was, else on fake tensors; in earnest where they fail and a step may run."""
     micro_batches = question.config.training.gradient_accumulation_steps
     if trace is not None:
+        model = build_model(question.workload, torch.device("meta"), torch.float32)
         return Counted(tally_of(trace, model, micro_batches, micro_batches), ())
     try:
         return count_question(question)
@@ -108,11 +106,15 @@ def _counted(question: Question, trace: OperationTrace | None, model: nn.Module,
         ) from error
 
 
-def _rates(question: Question, counted: Counted) -> Rates | None:
-    """Of the machine that is asked about; None for a GPU that is here and not known."""
+def _rates(question: Question, counted: Counted, *, seconds: float) -> Rates | None:
+    """Of the machine that is asked about; None for a GPU that is here and not known.
+
+    Args:
+        seconds: for which a CPU's are each measured.
+    """
     gpu, mode = question.machine.gpu, question.config.precision.mode
     if gpu is None:
-        return cpu_rates(mode, matmul_dtypes(counted.tally.costs))
+        return cpu_rates(mode, matmul_dtypes(counted.tally.costs), seconds=seconds)
     return gpu_rates(gpu, mode) if question.machine.known else None
 
 
@@ -132,14 +134,15 @@ def _result(found: _Found) -> ProfileResult:
     modules, ops = module_costs(tally), op_costs(tally)
     if found.trace:
         modules, ops = with_seconds(modules, found.trace), with_durations(ops, found.trace)
-    trainable = sum(p.numel() for p in found.model.parameters() if p.requires_grad)
+    facts = tally.modules.values()
+    trainable = sum(module.trainable for module in facts)
     forward_s = measurement.forward_s
     return ProfileResult(
         target=question.target,
         settings=list(question.settings),
         device=question.machine.device,
         gpu=question.machine.gpu.name if question.machine.gpu else None,
-        parameters_count=sum(p.numel() for p in found.model.parameters()),
+        parameters_count=sum(module.parameters for module in facts),
         trainable_parameters_count=trainable,
         unit=question.workload.unit,
         units_per_step=found.units,

@@ -18,7 +18,7 @@ def assumptions(question: Question, admitted: Admission, measurement: Measuremen
     if admitted.note:
         sentences.append(admitted.note)
     if depths:
-        low, high, check = depths
+        check, low, high = depths
         known = f"{low} and {high}, and so do {check}, as counting them showed"
         sentences.append(f"{question.workload.n_layers} layers follow from {known}")
     sentences += _of_counting(question)

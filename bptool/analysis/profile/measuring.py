@@ -81,11 +81,12 @@ def measure(question: Question, plan: Plan, done: Progress = lambda number, tota
     timer = PhaseTimer(torch.device(question.machine.device))
     real = RealStep(question, timer)
     recording = _Recording(real, timer)
-    due = set() if question.config.training.compile else _spread(plan)
+    due = [] if question.config.training.compile else _spread(plan)
 
     def step_done(number: int, total: int) -> None:
-        if number in due and not stop.reason:
-            recording.step()
+        for _ in range(due.count(number)):
+            if not stop.reason:
+                recording.step()
         done(number, total)
 
     with StopRequest("printing what was gathered, after this step", "stopped at once") as stop:
@@ -119,13 +120,13 @@ class _Recording:
         self.steps.append(TimedStep(without_inner(self._timer.collect()), outcome.weight, outcome.applied))
 
 
-def _spread(plan: Plan) -> set[int]:
+def _spread(plan: Plan) -> list[int]:
     """After which steps, counted from 1 with the warm-up, there is a recorded one: the last of the warm-up (or the
-    first of all), and evenly over the timed ones."""
+    first of all), whose record is not kept, and evenly over the timed ones."""
     if not plan.recorded:
-        return set()
-    evenly = {plan.warmup + max(plan.steps * (turn + 1) // plan.recorded, 1) for turn in range(plan.recorded)}
-    return {max(plan.warmup, 1), *evenly}
+        return []
+    evenly = [plan.warmup + max(plan.steps * (turn + 1) // plan.recorded, 1) for turn in range(plan.recorded)]
+    return [max(plan.warmup, 1), *evenly]
 
 
 def recorder_cost_s(count: int = 300) -> float:

@@ -12,6 +12,7 @@ from bptool.analysis.profile.prediction import PHASES
 from bptool.analysis.profile.result import ModuleCost, OpCost, PhaseTimes, Unexplained
 from bptool.instruments.operation_trace import Operation, OperationTrace
 
+_OF_MODULES = ("forward", "recompute", "backward")
 _KINDS = ("forward", "dgrad", "wgrad", "recompute")
 
 
@@ -50,10 +51,14 @@ def _medians(rows: Iterable[Sequence[float]]) -> list[float]:
 
 
 def with_seconds(modules: Sequence[ModuleCost], trace: OperationTrace) -> list[ModuleCost]:
-    """The modules with their own seconds by kind: in their operations, and since the operation before each of them."""
+    """The modules with their own seconds by kind: in their operations, and since the operation before each of them.
+
+    Together they are what is explained of forward, recomputation and backward.
+    """
     seconds: dict[tuple[str, str], float] = defaultdict(float)
     for operation in trace.operations:
-        seconds[operation.module, operation.kind] += operation.outside_s + operation.duration_s
+        if operation.phase in _OF_MODULES:
+            seconds[operation.module, operation.kind] += operation.outside_s + operation.duration_s
     return [
         module.model_copy(update={f"{kind}_s": seconds.get((module.name, kind), 0.0) for kind in _KINDS})
         for module in modules

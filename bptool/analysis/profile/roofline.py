@@ -94,21 +94,22 @@ def gpu_rates(gpu: Gpu, mode: str) -> Rates:
     )
 
 
-def cpu_rates(mode: str, dtypes: Iterable[str] = ()) -> Rates:
-    """This CPU's, measured now; about a second for each format.
+def cpu_rates(mode: str, dtypes: Iterable[str] = (), *, seconds: float = 0.6) -> Rates:
+    """This CPU's, measured now.
 
     Args:
         mode: `precision.mode`.
         dtypes: further ones that matrix products are computed in.
+        seconds: for which each rate is measured, the best being kept.
     """
     formats = {_FORMAT[mode], "float32", *dtypes} & _MODE.keys()
-    overhead = measured_operation_overhead()
+    overhead = measured_operation_overhead(seconds=seconds / 3)
     name = mode.removesuffix("-mixed")
     return Rates(
         device="cpu",
-        flops_per_s={dtype: measured_matmul_rate(_MODE[dtype]) for dtype in sorted(formats)},
+        flops_per_s={dtype: measured_matmul_rate(_MODE[dtype], seconds=seconds) for dtype in sorted(formats)},
         step_format=_FORMAT[mode],
-        bytes_per_s=measured_memory_bandwidth(),
+        bytes_per_s=measured_memory_bandwidth(seconds=seconds),
         operation_s=overhead,
         runs_ahead=False,
         # FlashAttentionKernel.cpp of PyTorch takes 512 keys at a time, all of them: half only for very long sequences.

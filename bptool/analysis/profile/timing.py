@@ -94,8 +94,8 @@ def phase_times(steps: Sequence[TimedStep]) -> PhaseTimes:
 
 
 def units_per_s(steps: Sequence[TimedStep]) -> float:
-    """Units (tokens) a second: the median of the steps' rates."""
-    return statistics.median(step.units / step.seconds["step"] for step in steps)
+    """Units (tokens) a second in the median step."""
+    return statistics.median(step.units for step in steps) / statistics.median(step.seconds["step"] for step in steps)
 
 
 def utilisation(flops_per_step: float, step_s: float, peak_flops_per_s: float | None) -> float | None:

@@ -58,6 +58,13 @@ def test_a_record_leaves_nothing_behind() -> None:
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in only.modules())
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_as_many_are_recorded_as_the_plan_says(steps: int, warmup: int) -> None:
+    found = measured(workload=masked_regression(), plan=Plan(steps=steps, warmup=warmup, recorded=3))
+    assert (len(found.timed), len(found.recorded), len(found.traces)) == (steps, 3, 3)
+
+
 def test_no_recorded_steps() -> None:
     found = measured(plan=replace(PLAN, recorded=0))
     assert (found.recorded, found.traces) == ((), ())

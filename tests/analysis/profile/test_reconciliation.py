@@ -47,6 +47,10 @@ class TestSeconds:
         assert (b.forward_s, b.dgrad_s) == (88, 0)
         assert (c.forward_s, c.dgrad_s) == (0, 0)
 
+    def test_what_makes_the_batches_is_no_modules_time(self) -> None:
+        (found,) = with_seconds(module_costs(""), timed_trace(("data", "", 1, 10), ("forward", "", 2, 20)))
+        assert found.forward_s == 22
+
     def test_an_operations_is_only_what_is_inside(self) -> None:
         steps = trace(
             operation("mm", outside_s=1, duration_s=10),

@@ -108,9 +108,9 @@ class TestRates:
 
     def test_a_cpus_are_measured_in_each_format(self, monkeypatch: pytest.MonkeyPatch) -> None:
         measured = {"fp32": 5e10, "bf16": 8e10}
-        monkeypatch.setattr(roofline, "measured_matmul_rate", lambda mode: measured[mode])
-        monkeypatch.setattr(roofline, "measured_memory_bandwidth", lambda: 2e10)
-        monkeypatch.setattr(roofline, "measured_operation_overhead", lambda: 3e-6)
+        monkeypatch.setattr(roofline, "measured_matmul_rate", lambda mode, seconds: measured[mode])
+        monkeypatch.setattr(roofline, "measured_memory_bandwidth", lambda seconds: 2e10)
+        monkeypatch.setattr(roofline, "measured_operation_overhead", lambda seconds: 3e-6)
         found = cpu_rates("bf16-mixed", ["float32", "int64"])
         assert found.flops_per_s == {"bfloat16": 8e10, "float32": 5e10}
         assert (found.roofline.ridge, found.operation_s, found.runs_ahead) == (4, 3e-6, False)
