@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's document
 from bptool.instruments.bytes_moved import Touched, bytes_moved, touched
 from bptool.instruments.dispatch import is_composite
 from bptool.instruments.fake_values import device_of_fake, value_of_fake
-from bptool.instruments.flop_formulas import flops_of
+from bptool.instruments.flop_formulas import flops_of, is_causal
 from bptool.instruments.gradient_graph import Edges, GradientGraph, is_leaf, is_parameter
 from bptool.instruments.operation_clock import Clock
 from bptool.instruments.operation_tape import Noted, Tape
@@ -185,6 +185,7 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         noted = Noted(func, phase, times, _shapes(taken), _dtype(taken))
         noted.parts = flops_of(func, args, kwargs, result)
         noted.flops = sum(noted.parts or ())
+        noted.causal = noted.parts is not None and is_causal(func, args, kwargs)
         noted.pointwise = 0 if noted.parts is not None else pointwise_flops(func, args, kwargs, result)
         noted.n_bytes = bytes_moved(func, args, kwargs, inputs, [one for one in results if one is not None])
         noted.result_bytes = tuple(0 if one is None else one.n_bytes for one in results)

@@ -28,6 +28,7 @@ class Noted:
     """
 
     __slots__ = (
+        "causal",
         "done",
         "dtype",
         "flops",
@@ -59,6 +60,7 @@ class Noted:
     ) -> None:
         self.func, self.phase, self.times, self.shapes, self.dtype = func, phase, times, shapes, dtype
         self.kind: Kind = "forward"
+        self.causal = False
         self.micro_batch = self.flops = self.pointwise = self.n_bytes = 0
         self.stands_for = 1
         self.module = ""
@@ -213,6 +215,7 @@ def _operation(
         start_s=seconds[0],
         duration_s=seconds[1],
         outside_s=seconds[2],
+        causal=noted.causal,
         times=noted.stands_for,
     )
 

@@ -51,7 +51,7 @@ def count(config: Config, workload: Workload, machine: Machine = THIS_CPU) -> Ta
         _make_optimizer_state(step)
         with recorder.watching(step.model), recorder.counting_once() if machine.fake else nullcontext():
             _run_step(step, min(micro_batches, 2))
-        return tally_of(recorder.traces()[-1], step.model, micro_batches)
+        return tally_of(recorder.traces()[-1], step.model, micro_batches, min(micro_batches, 2))
 
 
 def _make_optimizer_state(step: TrainStep) -> None:

@@ -69,7 +69,7 @@ class _Extension:
                 continue
             within = place.module[len(f"blocks.{block}") :]
             for copy in copies[block]:
-                costs[Place(place.phase, place.kind, f"blocks.{copy}{within}", place.op)] = cost
+                costs[place._replace(module=f"blocks.{copy}{within}")] = cost
         modules: dict[str, ModuleFacts] = {}
         for name, facts in self.low.modules.items():
             block = _block_of(name)

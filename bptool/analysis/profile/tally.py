@@ -13,12 +13,19 @@ from bptool.training.instrument import Phase
 
 
 class Place(NamedTuple):
-    """Which operations are summed."""
+    """Which operations are summed; how fast they can be depends on the last two.
+
+    Attributes:
+        dtype: in which they compute.
+        causal: whether they are an attention that looks at no later position.
+    """
 
     phase: Phase
     kind: Kind
     module: str
     op: str
+    dtype: str = ""
+    causal: bool = False
 
 
 class Cost(NamedTuple):
@@ -87,16 +94,17 @@ class Tally:
         return found
 
 
-def tally_of(trace: OperationTrace, model: nn.Module, micro_batches: int) -> Tally:
-    """Of a step with so many micro-batches, of which the trace holds the first two: later ones do what the second does.
+def tally_of(trace: OperationTrace, model: nn.Module, micro_batches: int, ran: int) -> Tally:
+    """Of a step with so many micro-batches, of which the trace holds the first: later ones do what the second does.
 
     Args:
         model: whose parameters are counted.
+        ran: how many micro-batches the trace holds: all, or two.
     """
-    ran = min(micro_batches, 2)
     costs: dict[Place, Cost] = {}
     for operation in trace.operations:
-        place = Place(operation.phase, operation.kind, operation.module, operation.op)
+        of = operation
+        place = Place(of.phase, of.kind, of.module, of.op, of.dtype, of.causal)
         cost = Cost(operation.flops, operation.pointwise_flops, operation.bytes_moved, 1)
         again = micro_batches - 1 if ran < micro_batches and _is_of_second(operation) else 1
         costs[place] = costs.get(place, NOTHING).plus(cost, operation.times * again)
