@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Sequence
 
-from bptool.analysis.profile.result import ModuleCost, ProfileResult
+from bptool.analysis.profile.result import ProfileResult
+from bptool.report import profile_modules as modules
 from bptool.report import profile_sheets as sheets
-from bptool.report.cost_tree import CostNode, cost_tree
 from bptool.report.profile_sheets import Sheet
-from bptool.report.scale import FLOP_UNITS, SECOND_UNITS, Scale, scale_of
 from bptool.report.table import labelled, sentence, table
 from bptool.report.text import next_commands, visible
 from bptool.report.work import WORK
 from bptool.units import format_count, format_duration, format_flops, format_rate
 
 _TREE_DEPTH = 4
-_STATUSES = {
-    "unused": "never called",
-    "no_backward": "no gradient comes back through",
-    "frozen": "frozen, a gradient passes through",
-}
-_MOST_NAMES = 12
 
 
 def render(profile: ProfileResult, *, width: int = 100, picture: str = "") -> str:
@@ -38,14 +30,14 @@ def render(profile: ProfileResult, *, width: int = 100, picture: str = "") -> st
     ]
     drawn = [f"{_drawn_by(profile)}\n{picture.rstrip()}"] if picture.strip() else []
     after = [
-        *_modules(profile, width),
+        *(_set(sheet, width) for sheet in modules.by_kind_of_work(profile, _TREE_DEPTH)),
         _set(sheets.operations(profile), width),
         *_some(sheets.without_flops(profile), width),
         *([_set(sheets.unexplained(profile), width)] if profile.unexplained else []),
         *_some(sheets.ratio(profile), width),
         *_some(sheets.recompute(profile), width),
         *([_set(sheets.conventions(profile), width)] if profile.conventions else []),
-        *_left_out(profile, width),
+        *_without_gradients(profile, width),
         *([_sentences("assuming", assumptions(profile), width)] if assumptions(profile) else []),
         next_commands(_next(profile)),
     ]
@@ -166,73 +158,9 @@ def _drawn_by(profile: ProfileResult) -> str:
     return "where the time goes" if profile.time else "where the FLOPs go"
 
 
-def _modules(profile: ProfileResult, width: int) -> list[str]:
-    """The tree twice, by FLOPs and by time; as deep as is pleasant, the page unfolds all of it."""
-    root = cost_tree(profile.modules)
-    flops = scale_of(sum(root.flops), FLOP_UNITS)
-    found = [_tree(f"{flops.unit} by module", _tree_rows(root, False, flops), width)]
-    if root.timed:
-        time = scale_of(sum(root.seconds), SECOND_UNITS)
-        found.append(_tree(f"{time.unit} by module", [*_tree_rows(root, True, time), *_residual(profile, time)], width))
-    return found
-
-
-def _tree(title: str, rows: Sequence[Sequence[str]], width: int) -> str:
-    heading = [title, *(look.name for look in WORK), "all", "share"]
-    return table([heading, *rows], width=width, right=range(1, 7), leave_out=[(6,), range(1, 5)])
-
-
-def _tree_rows(root: CostNode, timed: bool, scale: Scale) -> list[list[str]]:
-    found: list[list[str]] = []
-
-    def add(node: CostNode, depth: int) -> None:
-        amounts = node.seconds if timed else node.flops
-        whole = sum(root.seconds if timed else root.flops) or 1
-        cells = [scale.text(amount) if sum(root.seconds if timed else root.flops) else "" for amount in amounts]
-        found.append(["  " * depth + node.name, *cells, scale.text(sum(amounts)), f"{sum(amounts) / whole:.1%}"])
-        for child in node.children if depth < _TREE_DEPTH else ():
-            add(child, depth + 1)
-
-    add(root.shortened(), 0)
-    return [_without_empty(row, root, timed) for row in found]
-
-
-def _without_empty(row: list[str], root: CostNode, timed: bool) -> list[str]:
-    """A kind of work that no module does has no column."""
-    totals = root.seconds if timed else root.flops
-    return [cell if not 1 <= i <= len(WORK) or totals[i - 1] else "" for i, cell in enumerate(row)]
-
-
-def _residual(profile: ProfileResult, scale: Scale) -> list[list[str]]:
-    """What lies between the modules' operations and the phases as they were measured."""
-    between = sum(one.outside_s for one in profile.unexplained)
-    rest = sum(one.unexplained_s for one in profile.unexplained)
-    empty = [""] * len(WORK)
-    return (
-        [
-            ["between operations", *empty, scale.text(between), ""],
-            ["unexplained residual", *empty, scale.text(rest), ""],
-            ["as measured", *empty, scale.text(sum(one.measured_s for one in profile.unexplained)), ""],
-        ]
-        if profile.unexplained
-        else []
-    )
-
-
-def _left_out(profile: ProfileResult, width: int) -> list[str]:
-    """Modules through which no gradient goes, or which owe none to their parameters."""
-    found = [
-        (words, _names(module for module in profile.modules if module.status == status))
-        for status, words in _STATUSES.items()
-    ]
-    known = [(words, names) for words, names in found if names]
+def _without_gradients(profile: ProfileResult, width: int) -> list[str]:
+    known = modules.without_gradients(profile)
     return ["modules without all of their gradients\n" + labelled(known, width)] if known else []
-
-
-def _names(modules: Iterable[ModuleCost]) -> str:
-    names = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", module.name) for module in modules))
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _sentences(title: str, words: Iterable[str], width: int) -> str:
