@@ -113,13 +113,51 @@ def measured_matmul_rate(
     size = size if dtype != torch.float16 else size // 8  # many CPUs emulate it
     left, right = (torch.ones(size, size, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
-    torch.matmul(left, right, out=out)  # warm-up
+    return 2 * size**3 / _best_seconds(lambda: torch.matmul(left, right, out=out), seconds, clock)
+
+
+def measured_memory_bandwidth(
+    *, n_bytes: int = 2**27, seconds: float = 0.6, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """The best bytes/s of `a = b + 3 c` over arrays of `n_bytes` each, which no cache should hold.
+
+    The triad of STREAM (McCalpin 1995), counted as there: two arrays are read and one is written, and that a CPU reads
+    a line before it writes to it is not counted.
+    """
+    import torch
+
+    left, right = (torch.ones(n_bytes // 4) for _ in range(2))
+    out = torch.empty_like(left)
+    best = _best_seconds(lambda: torch.add(left, right, alpha=3.0, out=out), seconds, clock)
+    return 3 * out.nbytes / best
+
+
+def measured_operation_overhead(*, seconds: float = 0.2, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that an operation takes on the CPU where there is hardly anything to compute: PyTorch's own work.
+
+    The mean over batches of 100 in a training's forward (autograd records them), the best of several batches.
+    """
+    import torch
+
+    x = torch.ones(1, requires_grad=True)
+
+    def batch() -> None:
+        y = x
+        for _ in range(100):
+            y = y * 1.0
+
+    return _best_seconds(batch, seconds, clock) / 100
+
+
+def _best_seconds(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+    """The shortest of as many runs as fit into `seconds`, at least one, after one that does not count."""
+    action()
     best, start = float("inf"), clock()
-    while clock() - start < seconds:
+    while clock() - start < seconds or best == float("inf"):
         before = clock()
-        torch.matmul(left, right, out=out)
+        action()
         best = min(best, clock() - before)
-    return 2 * size**3 / best
+    return best
 
 
 def available_memory_bytes(device: torch.device) -> int:

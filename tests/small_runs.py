@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
+from bptool.analysis.machine import THIS_CPU
+from bptool.analysis.question import Question
 from bptool.config.loading import parse_config
 from bptool.config.schema import Config
 from bptool.training.assembly import build_step
@@ -31,6 +33,11 @@ _SMALL = {
 def small_config(changes: Mapping[str, object] | None = None) -> Config:
     """A transformer of two blocks and 16 tokens, with `changes` on top."""
     return parse_config({**_SMALL, **(changes or {})}, "a test")
+
+
+def question_of(config: Config, workload: Workload | None = None) -> Question:
+    """About the step of a workload, or of the built-in transformer, on this CPU."""
+    return Question("", (), config, workload or transformer_workload(config), THIS_CPU)
 
 
 def transformer_step(config: Config, *instruments: Instrument) -> TrainStep:

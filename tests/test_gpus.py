@@ -67,3 +67,34 @@ def test_each_is_possible(name: str) -> None:
     reported = gpu_reporting(f"NVIDIA {gpu.words}")
     assert reported is not None
     assert reported.words == gpu.words
+
+
+# Width of the memory's bus in bits, and bits a second on each of its wires (10^9), of NVIDIA's board specifications.
+BUSES = {
+    "t4": (256, 10),
+    "l4": (192, 12.5),
+    "a10g": (384, 12.5),
+    "l40s": (384, 18),
+    "rtx3090": (384, 19.5),
+    "rtx4090": (384, 21),
+    "rtx5090": (512, 28),
+    "v100-16gb": (4096, 1.757),
+    "a100-40gb": (5120, 2.43),
+    "a100-80gb": (5120, 3.186),
+    "h100-pcie": (5120, 3.2),
+    "h100": (5120, 5.234),
+    "h100-nvl": (6144, 5.1),
+    "h200": (6144, 6.25),
+    "b200": (8192, 8),
+}
+
+
+@pytest.mark.parametrize("name", BUSES)
+def test_bandwidth_is_what_the_bus_carries(name: str) -> None:
+    width, gigabits = BUSES[name]
+    assert gpu_named(name).bytes_per_s == pytest.approx(width / 8 * gigabits * 1e9, rel=0.025)
+
+
+def test_like_memory_like_bandwidth() -> None:
+    same = [("a800-80gb", "a100-80gb"), ("v100-32gb", "v100-16gb"), ("h200-nvl", "h200")]
+    assert all(gpu_named(left).bytes_per_s == gpu_named(right).bytes_per_s for left, right in same)

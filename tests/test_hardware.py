@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from bptool.hardware import (
     acts_as_cuda,
     available_memory_bytes,
     measured_matmul_rate,
+    measured_memory_bandwidth,
+    measured_operation_overhead,
     peak_rate,
     resolve_device,
     standing_in_for_cuda_tensors,
@@ -165,6 +168,40 @@ class TestMeasuredRate:
         monkeypatch.setattr(torch, "matmul", watched)
         assert measured_matmul_rate(mode, size=64, seconds=0.001) > 0
         assert seen == {dtype}
+
+
+def clock_of(*readings: float) -> Callable[[], float]:
+    remaining = iter(readings)
+    return lambda: next(remaining)
+
+
+class TestMeasuredBandwidth:
+    def test_two_arrays_are_read_and_one_written(self) -> None:
+        """Additions over arrays of 4 KiB that take 4, 2 and 3 seconds."""
+        clock = clock_of(0, 0.1, 1, 5, 5.1, 6, 8, 8.1, 10, 13, 100)
+        assert measured_memory_bandwidth(n_bytes=4096, seconds=50, clock=clock) == 3 * 4096 / 2
+
+    def test_it_is_a_sum_of_arrays_that_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[int] = []
+        add = torch.add
+
+        def watched(left: torch.Tensor, right: torch.Tensor, **rest: Any) -> torch.Tensor:
+            seen.extend(x.nbytes for x in (left, right, rest["out"]))
+            return add(left, right, **rest)
+
+        monkeypatch.setattr(torch, "add", watched)
+        assert measured_memory_bandwidth(n_bytes=2**20, seconds=0) > 0
+        assert set(seen) == {2**20}
+
+    def test_it_runs_once_where_time_is_over_at_once(self) -> None:
+        assert measured_memory_bandwidth(n_bytes=4096, seconds=0, clock=clock_of(0, 9, 10, 14, 99)) == 3 * 4096 / 4
+
+
+def test_the_overhead_is_that_of_one_operation() -> None:
+    """Batches of 100 that take 4, 2 and 3 seconds."""
+    clock = clock_of(0, 0.1, 1, 5, 5.1, 6, 8, 8.1, 10, 13, 100)
+    assert measured_operation_overhead(seconds=50, clock=clock) == 2 / 100
+    assert measured_operation_overhead(seconds=0) > 0
 
 
 class TestAvailableMemory:

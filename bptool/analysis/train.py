@@ -6,8 +6,8 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,11 +15,11 @@ import torch
 
 from bptool import __version__
 from bptool.analysis.machine import machine_named
-from bptool.analysis.memory.fit import PeakPrediction, check_fit, check_state_fits, out_of_memory
+from bptool.analysis.memory.fit import PeakPrediction, check_fit, check_state_fits, memory_errors
 from bptool.analysis.question import Question
 from bptool.analysis.result import Result
 from bptool.config.schema import Config
-from bptool.errors import BptoolError, OutOfMemory, ResumeError
+from bptool.errors import BptoolError, ResumeError
 from bptool.hardware import peak_rate, resolve_device, tune_cpu_allocator
 from bptool.instruments.first_nonfinite import FirstNonFinite
 from bptool.instruments.gradient_histograms import GradientHistograms
@@ -197,17 +197,8 @@ class Trainer:
             self._note(f"memory is not predicted, as this model does not run on fake tensors: {describe(error)}")
             return None
 
-    @contextmanager
-    def _memory_errors(self) -> Iterator[None]:
-        """Memory that runs out after all, in the words of our errors."""
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            lack = out_of_memory(self._question(self._material.workload), self._prediction)
-            reason = str(error).strip().splitlines()[0] if str(error) else "no more of it"
-            raise OutOfMemory(f"memory ran out ({reason}); {lack.message}", lack.remedy) from error
+    def _memory_errors(self) -> AbstractContextManager[None]:
+        return memory_errors(self._question(self._material.workload), self._prediction)
 
     def _take_over(self) -> int:
         """Restore the newest checkpoint; returns its step, or 0 where the run was killed before its first one."""
@@ -297,9 +288,3 @@ class Trainer:
 def _median(values: Sequence[float]) -> float:
     """NaN where a sitting ended before its first step."""
     return statistics.median(values) if values else float("nan")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch's CPU allocator has no exception type of its own."""
-    cpu = "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or cpu

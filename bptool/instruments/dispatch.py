@@ -28,6 +28,16 @@ def has_kernel(name: str, key: str) -> bool:
     return full in _names() and bool(torch._C._dispatch_has_kernel_for_dispatch_key(full, key))
 
 
+@cache
+def is_composite(func: torch._ops.OpOverload) -> bool:
+    """Whether it is made of other operations, on every device."""
+
+    def has(key: str) -> bool:
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
+
+    return func.namespace == "aten" and has("CompositeImplicitAutograd") and not has("CPU")
+
+
 def aten_names() -> list[str]:
     """Every aten operation's name, with its overload."""
     return sorted(name.removeprefix("aten::") for name in _names())

@@ -31,6 +31,7 @@ class Operation:
         node: autograd's sequence number: of the node that a forward's operation recorded, or that a backward's belongs
             to; None where there is none.
         start_s, duration_s: on the recorder's clock; 0 on fake tensors.
+        causal: whether it is an attention that is told to look at no later position.
         outside_s: since the operation before it in the same phase ended (or the phase began): Python and autograd.
     """
 
@@ -48,6 +49,7 @@ class Operation:
     start_s: float = 0.0
     duration_s: float = 0.0
     outside_s: float = 0.0
+    causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class OperationTrace:
     Attributes:
         calls: how often each module was called in forwards (recomputation not counted), by the name of the call.
         types: the class of each module, by the same names; modules that were never called are among them.
+        differentiated: the modules that a backward came through, and those whose own parameters got a gradient.
     """
 
     operations: tuple[Operation, ...]
     calls: dict[str, int]
     types: dict[str, str]
+    differentiated: frozenset[str] = frozenset()

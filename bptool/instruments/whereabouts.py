@@ -1,9 +1,13 @@
-"""Which module is at work: in a forward the innermost one called, in a backward the one that recorded the node."""
+"""Which module is at work: in a forward the innermost one called, in a backward the one that recorded the node.
+
+A module that is held under several names goes by the one under which its caller holds it.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,21 +27,27 @@ class Whereabouts:
         self._first_numbers: list[int] = [0]
         self._modules: list[str] = [""]
         self._owners: dict[int, str] = {}
+        self.calls: Counter[str] = Counter()
+        """How often each module was called outside of backwards, by the name of the call."""
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
         """Be told by the model's modules."""
+        names: dict[nn.Module, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            names.setdefault(module, []).append(name)
         with ExitStack() as hooks:
-            for name, module in model.named_modules():
+            for module, held_as in names.items():
                 for parameter in module.parameters(recurse=False):
-                    self._owners[id(parameter)] = name
-                hooks.callback(module.register_forward_pre_hook(self._entering(name)).remove)
+                    self._owners[id(parameter)] = held_as[0]
+                hooks.callback(module.register_forward_pre_hook(self._entering(held_as)).remove)
                 hooks.callback(module.register_forward_hook(self._leaving, always_call=True).remove)
             yield
 
     def forget(self) -> None:
-        """The nodes of earlier steps are gone."""
+        """The nodes and calls of earlier steps are gone."""
         self._first_numbers, self._modules = [0], [""]
+        self.calls = Counter()
 
     def owner(self, parameter: Tensor) -> str:
         """The module that a parameter belongs to; empty where it is the model itself, or none that is followed."""
@@ -53,14 +63,38 @@ class Whereabouts:
         variable = getattr(node, "variable", None)  # the node that accumulates a leaf's gradient
         if variable is not None:
             return self.owner(variable)
-        return self._modules[bisect_right(self._first_numbers, node._sequence_nr()) - 1]
+        return self.recorded_by(node._sequence_nr())
 
-    def _entering(self, name: str) -> Callable[..., None]:
+    def recorded_by(self, number: int) -> str:
+        """The module that was at work when autograd recorded the node of this number."""
+        return self._modules[bisect_right(self._first_numbers, number) - 1]
+
+    @property
+    def outermost(self) -> str | None:
+        """The outermost module whose forward is running; a recomputation begins anew. None: no forward is running."""
+        return self._stack[0] if self._stack else None
+
+    def _entering(self, held_as: Sequence[str]) -> Callable[..., None]:
         def hook(*_: Any) -> None:
+            name = held_as[0] if len(held_as) == 1 else self._held_by_caller(held_as)
             self._stack.append(name)
             self._turn()
+            if torch._C._current_autograd_node() is None:
+                self.calls[name] += 1
 
         return hook
+
+    def _held_by_caller(self, names: Sequence[str]) -> str:
+        """The name that begins with the nearest caller's; the first where no caller holds the module.
+
+        A recomputation's caller is the module whose gradient is in the making, or one around it.
+        """
+        for caller in reversed(self._stack or _with_parents(self.module() or "")):
+            prefix = f"{caller}." if caller else ""
+            for name in names:
+                if name.startswith(prefix):
+                    return name
+        return names[0]
 
     def _leaving(self, *_: Any) -> None:
         self._stack.pop()
@@ -70,3 +104,9 @@ class Whereabouts:
         """From here on nodes are another module's."""
         self._first_numbers.append(torch._C._autograd._get_sequence_nr())
         self._modules.append(self._stack[-1] if self._stack else "")
+
+
+def _with_parents(name: str) -> list[str]:
+    """`a.b` to `["", "a", "a.b"]`."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:n]) for n in range(len(parts) + 1)]

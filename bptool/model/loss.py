@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bptool.model.autocast import matmul_dtype
+from bptool.model.early_gradients import computing_gradient
 from bptool.units import MIB
 
 LossName = Literal["fused", "plain"]
@@ -163,9 +164,11 @@ def _chunk_sum(
         slope_CV = slope_CV.to(x_CD.dtype)
     # An ignored token is masked where it is D wide, not V: in its gradient, and as a factor of the weight's.
     if x_grad_CD is not None:
-        x_grad_CD.copy_((slope_CV @ weight_VD).where(valid_C1, 0))
+        with computing_gradient("input"):
+            x_grad_CD.copy_((slope_CV @ weight_VD).where(valid_C1, 0))
     if weight_grad_VD is not None:
-        _add_product(weight_grad_VD, slope_CV, x_CD.where(valid_C1, 0))
+        with computing_gradient("parameters"):
+            _add_product(weight_grad_VD, slope_CV, x_CD.where(valid_C1, 0))
     return loss_C1.where(valid_C1, 0).sum()
 
 

@@ -22,10 +22,20 @@ _STDERR = 2
 
 
 class StopRequest:
-    """While it is entered, remembers that the user wants to stop; `reason` is the signal's name, or empty."""
+    """While it is entered, remembers that the user wants to stop; `reason` is the signal's name, or empty.
 
-    def __init__(self) -> None:
+    Args:
+        then: what is done about the first signal.
+        at_once: what is said as the second one ends the process.
+    """
+
+    def __init__(
+        self,
+        then: str = "saving after this step",
+        at_once: str = "stopped at once; the last finished checkpoint is what a resume continues from",
+    ) -> None:
         self.reason = ""
+        self._then, self._at_once = then, at_once
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -45,8 +55,8 @@ class StopRequest:
         self._count += 1
         if self._count > 1:
             # No clean-up: it may be what hangs. Finished checkpoints are whole, whatever is cut short here.
-            leave("stopped at once; the last finished checkpoint is what a resume continues from")
-        tell(f"{signal.Signals(number).name}: saving after this step; once more leaves at once")
+            leave(self._at_once)
+        tell(f"{signal.Signals(number).name}: {self._then}; once more leaves at once")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from allocator_events import measured_peak, predicted
-from small_runs import small_config
+from small_runs import question_of, small_config
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
@@ -42,7 +42,7 @@ def test_the_prediction_is_the_allocators_peak(changes: dict[str, Any]) -> None:
     """As the commands predict it; `analysis/test_exact_on_cpu.py` has many more settings."""
     config = of_shape(changes)
     workload = transformer_workload(config)
-    assert measured_peak(config, workload) == predict_peak(config, workload).peak_bytes
+    assert measured_peak(config, workload) == predict_peak(question_of(config, workload)).peak_bytes
 
 
 class TestWithoutScratch:
@@ -217,7 +217,7 @@ def test_fake_tensors_take_no_memory() -> None:
     """The prediction of a model of 10 GB allocates next to nothing."""
     config = small_config({"model.d_model": 8192, "model.d_ff": 32768, "model.n_heads": 64, "model.n_layers": 1})
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        prediction = predict_peak(config, transformer_workload(config))
+        prediction = predict_peak(question_of(config))
     assert prediction.peak_bytes > 10e9
     assert profiler.profiler is not None
     events: Any = profiler.profiler.kineto_results

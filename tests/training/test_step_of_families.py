@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CPU, AtOptimizer, copies, run_steps, same_bits, small_config, transformer_step
+from small_runs import CPU, AtOptimizer, copies, question_of, run_steps, same_bits, small_config, transformer_step
 
 from bptool.analysis.memory.fit import predict_peak
 from bptool.instruments.peak_memory import PeakMemory
 from bptool.training.assembly import capture, restore
-from bptool.training.workload import transformer_workload
 
 EXPERTS = {"model.moe.n_experts": 4, "model.moe.d_expert": 16, "model.moe.n_shared": 1, "model.moe.router": "sigmoid"}
 WINDOWS = {
@@ -85,4 +84,4 @@ def test_the_predicted_peak_is_the_measured_one(model: dict[str, Any], policy: s
     step.announcer.instruments.append(memory)
     run_steps(step, 2)
     assert memory.peak_bytes is not None
-    assert 0 <= memory.peak_bytes - predict_peak(config, transformer_workload(config)).peak_bytes <= 100
+    assert 0 <= memory.peak_bytes - predict_peak(question_of(config)).peak_bytes <= 100

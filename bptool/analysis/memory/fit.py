@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bptool.analysis.machine import THIS_CPU
+import torch
+
 from bptool.analysis.memory.alternatives import nearest_fitting
 from bptool.analysis.memory.estimate import counted
 from bptool.analysis.memory.least import block_inputs_bytes, state_bytes
 from bptool.analysis.memory.simulation import STEADY, simulate_deep
 from bptool.analysis.question import Question
 from bptool.config.overrides import override
-from bptool.config.schema import Config
 from bptool.errors import OutOfMemory
-from bptool.training.workload import Workload
 from bptool.units import format_bytes
 
 
@@ -32,9 +33,13 @@ class PeakPrediction:
     fits: bool | None = None
 
 
-def predict_peak(config: Config, workload: Workload) -> PeakPrediction:
-    """Peak of the second step on this CPU, simulated."""
-    return _predict(Question("", (), config, workload, THIS_CPU))
+def predict_peak(question: Question) -> PeakPrediction:
+    """Peak of the second step on the question's machine, simulated."""
+    step = counted(simulate_deep(question.config, question.workload, question.machine), question.machine)
+    trace = step.trace
+    phases = {phase: int(trace.live_bytes[trace.peak_event(STEADY, phase)]) for phase in trace.phases_of(STEADY)}
+    phases.pop("step")
+    return PeakPrediction(step.peak_bytes, phases, step.fits)
 
 
 def check_fit(question: Question) -> PeakPrediction:
@@ -44,7 +49,7 @@ def check_fit(question: Question) -> PeakPrediction:
         OutOfMemory: with the prediction, what is there, and the overrides that would fit.
     """
     check_state_fits(question)
-    prediction = _predict(question)
+    prediction = predict_peak(question)
     if prediction.fits is False:
         raise out_of_memory(question, prediction)
     return prediction
@@ -76,12 +81,27 @@ def out_of_memory(question: Question, prediction: PeakPrediction | None) -> OutO
     return _lack(question, format_bytes(prediction.peak_bytes) if prediction else "unknown")
 
 
-def _predict(question: Question) -> PeakPrediction:
-    step = counted(simulate_deep(question.config, question.workload, question.machine), question.machine)
-    trace = step.trace
-    phases = {phase: int(trace.live_bytes[trace.peak_event(STEADY, phase)]) for phase in trace.phases_of(STEADY)}
-    phases.pop("step")
-    return PeakPrediction(step.peak_bytes, phases, step.fits)
+@contextmanager
+def memory_errors(question: Question, prediction: PeakPrediction | None) -> Iterator[None]:
+    """Memory that runs out after all, in the words of our errors.
+
+    Raises:
+        OutOfMemory: in place of whatever PyTorch raised.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        lack = out_of_memory(question, prediction)
+        reason = str(error).strip().splitlines()[0] if str(error) else "no more of it"
+        raise OutOfMemory(f"memory ran out ({reason}); {lack.message}", lack.remedy) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch's CPU allocator has no exception type of its own."""
+    cpu = "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or cpu
 
 
 def _lack(question: Question, predicted: str) -> OutOfMemory:

@@ -71,6 +71,11 @@ class PhaseTimes(Record):
     backward_over_forward_low: float
     backward_over_forward_high: float
 
+    def of(self, phase: str) -> Duration | None:
+        """A phase's, by its name; None where the step has no such phase."""
+        found: Duration | None = getattr(self, phase)
+        return found
+
 
 class KindCosts(Record):
     """FLOPs and, where a step was timed, seconds, by what they are for. Seconds are medians over the recorded steps."""

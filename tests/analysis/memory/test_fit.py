@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import Perceptron, masked_regression, small_config
+from small_runs import Perceptron, masked_regression, question_of, small_config
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
@@ -31,7 +31,7 @@ def preset(name: str, *overrides: str) -> Config:
 
 
 def peak(config: Config) -> int:
-    return predict_peak(config, transformer_workload(config)).peak_bytes
+    return predict_peak(question_of(config)).peak_bytes
 
 
 def question(config: Config, available: int | None, workload: Workload | None = None) -> Question:
@@ -92,7 +92,7 @@ class TestStateBytes:
 class TestPredictPeak:
     def test_no_phase_is_above_the_step(self) -> None:
         config = small_config({"activation_checkpoint.policy": "full"})
-        prediction = predict_peak(config, transformer_workload(config))
+        prediction = predict_peak(question_of(config))
         assert prediction.phase_peaks_bytes.keys() >= {"data", "forward", "recompute", "backward", "clip", "optimizer"}
         assert max(prediction.phase_peaks_bytes.values()) == prediction.peak_bytes
 
@@ -108,8 +108,8 @@ class TestPredictPeak:
     def test_a_users_model_whose_weight_is_read_from_the_batch(self) -> None:
         """Its value is not known of fake tensors, and does not matter."""
         workload = masked_regression()
-        assert predict_peak(small_config(), workload) == predict_peak(
-            small_config(), replace(workload, weight=lambda b: 3)
+        assert predict_peak(question_of(small_config(), workload)) == predict_peak(
+            question_of(small_config(), replace(workload, weight=lambda b: 3))
         )
 
 
@@ -119,7 +119,7 @@ HEAVY = {"training.micro_batch_size": 8, "training.loss": "plain"}
 class TestCheckFit:
     def test_what_fits_is_predicted(self) -> None:
         config = small_config()
-        prediction = predict_peak(config, transformer_workload(config))
+        prediction = predict_peak(question_of(config))
         assert check_fit(question(config, prediction.peak_bytes)) == replace(prediction, fits=True)
 
     def test_one_byte_too_few(self) -> None:
@@ -203,7 +203,7 @@ def test_a_workload_that_cannot_be_fake_is_told_by_its_own_error() -> None:
         return result * result.item()
 
     with pytest.raises(DataDependentOutputException):
-        predict_peak(small_config(), Workload(Perceptron, masked_regression().batch, loss))
+        predict_peak(question_of(small_config(), Workload(Perceptron, masked_regression().batch, loss)))
 
 
 def test_a_batch_far_too_large_is_refused_without_simulating_it() -> None:

@@ -1,0 +1,57 @@
+"""How long a step should take, from what was counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bptool.analysis.profile.result import PhaseTimes, PredictedPhase, PredictedTime
+from bptool.analysis.profile.roofline import Rates, by_roofline
+from bptool.instruments.operation_trace import Operation
+from bptool.training.instrument import Phase
+from bptool.units import format_rate
+
+PHASES: tuple[Phase, ...] = ("data", "forward", "recompute", "backward", "clip", "optimizer")
+"""Those that a step is the sum of, in order."""
+
+
+def predict(operations: Sequence[Operation], units: int, rates: Rates, times: PhaseTimes | None) -> PredictedTime:
+    """The step's time by the roofline, phase by phase, beside the measured one where there is one.
+
+    On a CPU each operation's own overhead adds to its work; a GPU works off a queue, so a phase takes the longer of the
+    launches and the work.
+
+    Args:
+        operations: of one step.
+        units: what it works off, such as tokens.
+    """
+    phases = [_predicted(phase, operations, rates, times) for phase in PHASES]
+    step_s = sum(phase.predicted_s for phase in phases)
+    return PredictedTime(
+        basis=_basis(rates),
+        step_s=step_s,
+        units_per_s=units / step_s if step_s else 0.0,
+        phases=[phase for phase in phases if phase.predicted_s or phase.measured_s is not None],
+    )
+
+
+def _predicted(phase: Phase, operations: Sequence[Operation], rates: Rates, times: PhaseTimes | None) -> PredictedPhase:
+    inside = [operation for operation in operations if operation.phase == phase]
+    work_s = sum(by_roofline(operation, rates).longer for operation in inside)
+    overhead_s = len(inside) * rates.operation_s
+    predicted_s = max(work_s, overhead_s) if rates.runs_ahead else work_s + overhead_s
+    measured = times.of(phase) if times else None
+    measured_s = measured.median_s if measured else None
+    error = (predicted_s - measured_s) / measured_s if measured_s else None
+    return PredictedPhase(phase=phase, predicted_s=predicted_s, measured_s=measured_s, relative_error=error)
+
+
+def _basis(rates: Rates) -> str:
+    """In a sentence."""
+    line = rates.roofline
+    each = (
+        f"each operation takes the longer of its FLOPs at {format_rate(line.flops_per_s, 'FLOP')} ({line.flops_source})"
+        f" and its bytes at {format_rate(line.bytes_per_s, 'B')} ({line.bytes_source})"
+    )
+    if not rates.runs_ahead:
+        return f"{each}, and {rates.operation_source}"
+    return f"{each}; a phase takes at least {rates.operation_source}"

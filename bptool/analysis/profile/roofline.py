@@ -1,0 +1,148 @@
+"""Which roof each operation is under: arithmetic, or memory.
+
+The model is Williams, Waterman and Patterson's (2009, "Roofline: an insightful visual performance model"): an operation
+takes as long as its FLOPs at the peak rate or its bytes at the memory's bandwidth, whichever is longer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bptool.analysis.profile.result import OpCost, Roofline
+from bptool.gpus import Gpu
+from bptool.hardware import measured_matmul_rate, measured_memory_bandwidth, measured_operation_overhead
+from bptool.instruments.operation_trace import Operation
+
+_FORMAT = {"fp32": "float32", "tf32": "float32", "bf16-mixed": "bfloat16", "bf16": "bfloat16", "fp16-mixed": "float16"}
+_MODE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16-mixed"}
+_LAUNCH_S = 5e-6
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device can do.
+
+    Attributes:
+        device: its name.
+        flops_per_s: of matrix products, by the dtype that they are computed in; those of `float32` serve any other.
+        step_format: the dtype that the step's matrix products are in.
+        bytes_per_s: memory.
+        operation_s: what an operation takes of itself, however little it computes.
+        runs_ahead: whether that is spent on the host while the device is still at earlier operations.
+        flops_source, bytes_source, operation_source: how they are known.
+    """
+
+    device: str
+    flops_per_s: Mapping[str, float]
+    step_format: str
+    bytes_per_s: float
+    operation_s: float
+    runs_ahead: bool
+    flops_source: str
+    bytes_source: str
+    operation_source: str
+
+    @property
+    def roofline(self) -> Roofline:
+        """The roofs over the step's matrix products."""
+        rate = self.flops_per_s[self.step_format]
+        return Roofline(
+            device=self.device,
+            flops_per_s=rate,
+            flops_source=self.flops_source,
+            bytes_per_s=self.bytes_per_s,
+            bytes_source=self.bytes_source,
+            ridge=rate / self.bytes_per_s,
+        )
+
+
+class OperationSeconds(NamedTuple):
+    """An operation by the roofline: its FLOPs at the peak rate, its bytes at the memory's."""
+
+    compute_s: float
+    memory_s: float
+
+    @property
+    def longer(self) -> float:
+        """What it takes."""
+        return max(self)
+
+
+def gpu_rates(gpu: Gpu, mode: str) -> Rates:
+    """A GPU's, from its data sheet.
+
+    Args:
+        mode: `precision.mode`.
+    """
+    rates, float32 = gpu.flops_per_s, gpu.flops_per_s["tf32" if mode == "tf32" else "fp32"]
+    return Rates(
+        device=gpu.name,
+        flops_per_s={"float32": float32, "bfloat16": rates["bf16"], "float16": rates["bf16"]},
+        step_format=_FORMAT[mode],
+        bytes_per_s=gpu.bytes_per_s,
+        operation_s=_LAUNCH_S,
+        runs_ahead=True,
+        flops_source=f"{gpu.name} data sheet, dense",
+        bytes_source=f"{gpu.name} data sheet",
+        operation_source=f"{_LAUNCH_S * 1e6:.0f} µs to launch each of its operations, which is assumed",
+    )
+
+
+def cpu_rates(mode: str, dtypes: Iterable[str] = ()) -> Rates:
+    """This CPU's, measured now; about a second for each format.
+
+    Args:
+        mode: `precision.mode`.
+        dtypes: further ones that matrix products are computed in.
+    """
+    formats = {_FORMAT[mode], "float32", *dtypes} & _MODE.keys()
+    overhead = measured_operation_overhead()
+    name = mode.removesuffix("-mixed")
+    return Rates(
+        device="cpu",
+        flops_per_s={dtype: measured_matmul_rate(_MODE[dtype]) for dtype in sorted(formats)},
+        step_format=_FORMAT[mode],
+        bytes_per_s=measured_memory_bandwidth(),
+        operation_s=overhead,
+        runs_ahead=False,
+        flops_source=f"this machine's measured {name} matmul rate",
+        bytes_source="this machine's measured bandwidth: a = b + 3 c over arrays larger than its caches",
+        operation_source=f"{overhead * 1e6:.1f} µs for each operation, measured on one that computes next to nothing",
+    )
+
+
+def matmul_dtypes(operations: Iterable[Operation]) -> set[str]:
+    """The formats of a trace's matrix products."""
+    return {operation.dtype for operation in operations if operation.flops}
+
+
+def by_roofline(operation: Operation, rates: Rates) -> OperationSeconds:
+    """What one operation takes. A causal attention's kernel skips the scores above the diagonal: half of its FLOPs."""
+    rate = rates.flops_per_s.get(operation.dtype, rates.flops_per_s["float32"])
+    flops = operation.flops / 2 if operation.causal else operation.flops
+    return OperationSeconds((flops + operation.pointwise_flops) / rate, operation.bytes_moved / rates.bytes_per_s)
+
+
+def under_roofs(ops: Sequence[OpCost], operations: Iterable[Operation], rates: Rates) -> list[OpCost]:
+    """The table of operations with their bound and predicted seconds.
+
+    Args:
+        operations: of the step that the table is of.
+    """
+    compute: dict[tuple[str, str], float] = defaultdict(float)
+    memory: dict[tuple[str, str], float] = defaultdict(float)
+    seconds: dict[tuple[str, str], float] = defaultdict(float)
+    for operation in operations:
+        key, found = (operation.op, operation.kind), by_roofline(operation, rates)
+        compute[key] += found.compute_s
+        memory[key] += found.memory_s
+        seconds[key] += found.longer
+    return [_under_roof(op, compute[key], memory[key], seconds[key]) for op in ops for key in [(op.op, op.kind)]]
+
+
+def _under_roof(op: OpCost, compute_s: float, memory_s: float, predicted_s: float) -> OpCost:
+    bound = None if predicted_s == 0 else "compute" if compute_s >= memory_s else "memory"
+    return op.model_copy(update={"bound": bound, "predicted_s": predicted_s})

@@ -1,0 +1,45 @@
+"""The trainer's own step, run in earnest on random batches."""
+
+from __future__ import annotations
+
+import torch
+
+from bptool.analysis.question import Question
+from bptool.hardware import resolve_device
+from bptool.training.assembly import build_step
+from bptool.training.instrument import Announcer, Instrument
+from bptool.training.seeds import seed_step
+from bptool.training.step import StepOutcome
+
+
+class RealStep:
+    """The step of a question, on the question's device.
+
+    Args:
+        instruments: who is told of its phases, the first one outermost.
+
+    Attributes:
+        step: the training step; who else is to be told is appended to its announcer.
+
+    Raises:
+        DeviceError: the device, or the compiler that `training.compile` needs, cannot do this.
+    """
+
+    def __init__(self, question: Question, *instruments: Instrument) -> None:
+        self._config = question.config
+        self.device = resolve_device(question.machine.device)
+        self.step = build_step(question.config, question.workload, self.device, Announcer(instruments))
+        self._generator = torch.Generator(self.device)
+        self._done = 0
+
+    def run(self) -> StepOutcome:
+        """The next step, with batches of the workload's own making; past the run's last one, that one again."""
+        number = min(self._done, self._config.training.steps - 1)
+        seed_step(self._config.run.seed, self._done)
+        with self.step.announcer.phase("step"):
+            with self.step.announcer.phase("data"):
+                count = self._config.training.gradient_accumulation_steps
+                micro_batches = [self.step.workload.batch(self._generator) for _ in range(count)]
+            outcome = self.step(number, micro_batches)
+        self._done += 1
+        return outcome

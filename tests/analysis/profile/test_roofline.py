@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from profile_traces import op_costs, operation
+
+from bptool.analysis.profile import roofline
+from bptool.analysis.profile.roofline import Rates, by_roofline, cpu_rates, gpu_rates, matmul_dtypes, under_roofs
+from bptool.gpus import GPUS
+
+
+def rates(changes: Mapping[str, Any] | None = None) -> Rates:
+    """100 FLOP/s in float32 and 1000 in bfloat16, 10 bytes/s, no overhead."""
+    figures: dict[str, Any] = {
+        "device": "a machine",
+        "flops_per_s": {"float32": 100.0, "bfloat16": 1000.0},
+        "step_format": "bfloat16",
+        "bytes_per_s": 10.0,
+        "operation_s": 0.0,
+        "runs_ahead": False,
+        "flops_source": "said so",
+        "bytes_source": "too",
+        "operation_source": "nothing",
+    }
+    return Rates(**{**figures, **(changes or {})})
+
+
+class TestOneOperation:
+    def test_under_the_compute_roof(self) -> None:
+        assert by_roofline(operation(flops=500, bytes_moved=20), rates()) == (5, 2)
+        assert by_roofline(operation(flops=500, bytes_moved=20), rates()).longer == 5
+
+    def test_under_the_memory_roof(self) -> None:
+        assert by_roofline(operation(pointwise_flops=100, bytes_moved=20), rates()).longer == 2
+
+    def test_at_the_rate_of_its_format(self) -> None:
+        assert by_roofline(operation(flops=500, dtype="bfloat16"), rates()).compute_s == 0.5
+        assert by_roofline(operation(flops=500, dtype="int64"), rates()).compute_s == 5
+
+    def test_a_causal_attention_computes_half_of_its_scores(self) -> None:
+        whole, half = (by_roofline(operation(flops=400, causal=causal), rates()).compute_s for causal in (False, True))
+        assert (whole, half) == (4, 2)
+
+    def test_a_view_takes_nothing(self) -> None:
+        assert by_roofline(operation("view"), rates()).longer == 0
+
+
+class TestTable:
+    def test_each_operations_longer_side_is_summed(self) -> None:
+        """One product under either roof: 5 + 2 s, though FLOPs and bytes alone are 6 and 4 s."""
+        products = [operation(flops=500, bytes_moved=20), operation(flops=100, bytes_moved=20)]
+        (found,) = under_roofs(op_costs(("mm", "forward")), products, rates())
+        assert (found.predicted_s, found.bound) == (7, "compute")
+
+    def test_by_operation_and_kind(self) -> None:
+        done = [operation(flops=100), operation(flops=300, kind="wgrad"), operation("add", bytes_moved=50)]
+        found = under_roofs(op_costs(("mm", "forward"), ("mm", "wgrad"), ("add", "forward")), done, rates())
+        assert [(op.predicted_s, op.bound) for op in found] == [(1, "compute"), (3, "compute"), (5, "memory")]
+
+    def test_what_moves_nothing_is_under_no_roof(self) -> None:
+        (found,) = under_roofs(op_costs(("view", "forward")), [operation("view")], rates())
+        assert (found.predicted_s, found.bound) == (0, None)
+
+
+class TestRates:
+    def test_the_ridge(self) -> None:
+        line = rates().roofline
+        assert (line.flops_per_s, line.bytes_per_s, line.ridge) == (1000, 10, 100)
+
+    @pytest.mark.parametrize(
+        ("mode", "dtype", "tflops"),
+        [
+            ("fp32", "float32", 19.5),
+            ("tf32", "float32", 156),
+            ("bf16-mixed", "bfloat16", 312),
+            ("bf16", "bfloat16", 312),
+            ("fp16-mixed", "float16", 312),
+        ],
+    )
+    def test_a_gpus(self, mode: str, dtype: str, tflops: float) -> None:
+        found = gpu_rates(GPUS["a100-80gb"], mode)
+        assert found.step_format == dtype
+        assert found.roofline.flops_per_s == tflops * 1e12
+        assert found.roofline.bytes_per_s == pytest.approx(2.039e12)
+        assert found.roofline.flops_source == "a100-80gb data sheet, dense"
+
+    def test_float32_products_of_a_mixed_step_are_not_on_the_tensor_cores(self) -> None:
+        assert gpu_rates(GPUS["a100-80gb"], "bf16-mixed").flops_per_s["float32"] == 19.5e12
+
+    def test_a_cpus_are_measured_in_each_format(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        measured = {"fp32": 5e10, "bf16": 8e10}
+        monkeypatch.setattr(roofline, "measured_matmul_rate", lambda mode: measured[mode])
+        monkeypatch.setattr(roofline, "measured_memory_bandwidth", lambda: 2e10)
+        monkeypatch.setattr(roofline, "measured_operation_overhead", lambda: 3e-6)
+        found = cpu_rates("bf16-mixed", ["float32", "int64"])
+        assert found.flops_per_s == {"bfloat16": 8e10, "float32": 5e10}
+        assert (found.roofline.ridge, found.operation_s, found.runs_ahead) == (4, 3e-6, False)
+        assert found.flops_source == "this machine's measured bf16 matmul rate"
+        assert found.operation_source.startswith("3.0 µs")
+
+    def test_formats_of_a_trace(self) -> None:
+        done = [operation(flops=1, dtype="bfloat16"), operation("add", pointwise_flops=5, dtype="float64")]
+        assert matmul_dtypes(done) == {"bfloat16"}
