@@ -52,14 +52,11 @@ def _on_one_clock(operations: Sequence[Operation]) -> list[_Timed]:
     if not operations:
         return []
     origin = operations[0].start_s - operations[0].outside_s
-    begins = [round((one.start_s - origin) * 1e9) for one in operations]
     found: list[_Timed] = []
-    for i, one in enumerate(operations):
+    for one in operations:
         last = found[-1].end_ns if found else 0
-        begin = max(begins[i], last)
+        begin = max(last, round((one.start_s - origin) * 1e9))
         end = max(begin, round((one.start_s + one.duration_s - origin) * 1e9))
-        if i + 1 < len(operations):
-            end = max(begin, min(end, begins[i + 1]))
         found.append(_Timed(one, begin, end, max(last, begin - round(one.outside_s * 1e9))))
     return found
 
