@@ -58,17 +58,23 @@ class Machine:
         return "cuda" if self.gpu else "cpu"
 
     @contextmanager
+    def pretended(self) -> Iterator[None]:
+        """Fake tensors that behave as this device's."""
+        with (
+            FakeTensors() if self.fake else nullcontext(),
+            standing_in_for_cuda(self.gpu) if self.gpu else nullcontext(),
+        ):
+            yield
+
+    @contextmanager
     def simulated(self) -> Iterator[MemoryLedger]:
-        """Fake tensors that behave as this device's, and the ledger that counts them."""
-        with FakeTensors() if self.fake else nullcontext():
+        """The same, and the ledger that counts them."""
+        with self.pretended():
             if self.gpu is None:
                 with MemoryLedger(scratch=self.cpu_scratch if self.fake else None) as ledger:
                     yield ledger
                 return
-            with (
-                standing_in_for_cuda(self.gpu),
-                MemoryLedger(counts_host=False, scratch=cuda_scratch(self.gpu)) as ledger,
-            ):
+            with MemoryLedger(counts_host=False, scratch=cuda_scratch(self.gpu)) as ledger:
                 ledger.hold(cublas_workspace_bytes(self.gpu), "cuBLAS workspace")
                 yield ledger
 

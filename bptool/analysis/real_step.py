@@ -20,6 +20,8 @@ class RealStep:
 
     Attributes:
         step: the training step; who else is to be told is appended to its announcer.
+        generator: of the batches.
+        micro_batches: of each step.
 
     Raises:
         DeviceError: the device, or the compiler that `training.compile` needs, cannot do this.
@@ -29,7 +31,8 @@ class RealStep:
         self._config = question.config
         self.device = resolve_device(question.machine.device)
         self.step = build_step(question.config, question.workload, self.device, Announcer(instruments))
-        self._generator = torch.Generator(self.device)
+        self.generator = torch.Generator(self.device)
+        self.micro_batches = question.config.training.gradient_accumulation_steps
         self._done = 0
 
     def run(self) -> StepOutcome:
@@ -38,8 +41,7 @@ class RealStep:
         seed_step(self._config.run.seed, self._done)
         with self.step.announcer.phase("step"):
             with self.step.announcer.phase("data"):
-                count = self._config.training.gradient_accumulation_steps
-                micro_batches = [self.step.workload.batch(self._generator) for _ in range(count)]
+                micro_batches = [self.step.workload.batch(self.generator) for _ in range(self.micro_batches)]
             outcome = self.step(number, micro_batches)
         self._done += 1
         return outcome

@@ -37,6 +37,20 @@ def flops_of(func: torch._ops.OpOverload, args: Args, kwargs: Mapping[str, Any],
     return None if registered is None else (int(registered(*args, **kwargs, out_val=result)),)
 
 
+def is_causal(func: torch._ops.OpOverload, args: Args, kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation is an attention that is told to look at no later position; a mask may tell it so too."""
+    place = _place_of_causal(func)
+    if place is None:
+        return False
+    return bool(args[place] if place < len(args) else kwargs.get("is_causal", False))
+
+
+@cache
+def _place_of_causal(func: torch._ops.OpOverload) -> int | None:
+    names = [argument.name for argument in func._schema.arguments]
+    return names.index("is_causal") if "is_causal" in names else None
+
+
 def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
     """Of `softmax(q k^T) v`, from shapes [B, H, T, Q], [B, K, S, Q] and [B, K, S, V]: two products."""
     return _score_flops(query, key) * (query[-1] + value[-1])

@@ -18,13 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's document
 from bptool.instruments.bytes_moved import Touched, bytes_moved, touched
 from bptool.instruments.dispatch import is_composite
 from bptool.instruments.fake_values import device_of_fake, value_of_fake
-from bptool.instruments.flop_formulas import flops_of
+from bptool.instruments.flop_formulas import flops_of, is_causal
 from bptool.instruments.gradient_graph import Edges, GradientGraph, is_leaf, is_parameter
 from bptool.instruments.operation_clock import Clock
 from bptool.instruments.operation_tape import Noted, Tape
 from bptool.instruments.operation_trace import Kind, OperationTrace
 from bptool.instruments.pointwise_flops import pointwise_flops
 from bptool.instruments.whereabouts import Whereabouts
+from bptool.model.alike import counting_once
 from bptool.model.early_gradients import GradientOf, listening
 from bptool.training.instrument import Instrument, Phase
 
@@ -47,6 +48,7 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         self._where = Whereabouts()
         self._types: dict[str, str] = {}
         self._early: Kind | None = None
+        self._times = 1
         self._last_number = 0  # autograd's, when the last operation had run
         self._graph = GradientGraph(self._after_node)
         self._waiting: list[Noted] = []  # operations of the node that is running
@@ -61,6 +63,12 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         self._types |= {name: type(module).__name__ for name, module in model.named_modules(remove_duplicate=False)}
         self._tape.types = self._types
         with self._where.following(model):
+            yield
+
+    @contextmanager
+    def counting_once(self) -> Iterator[None]:
+        """Have work that is alike done once: for fake tensors, whose values nobody needs."""
+        with counting_once(self._hear_times):
             yield
 
     def trace(self) -> OperationTrace:
@@ -113,6 +121,9 @@ class OperationRecorder(TorchDispatchMode, Instrument):
     def _hear(self, of: GradientOf | None) -> None:
         self._early = None if of is None else _MADE_EARLY[of]
 
+    def _hear_times(self, times: int) -> None:
+        self._times = times
+
     def _entering_graph(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """Look at the graph before it runs."""
 
@@ -135,9 +146,12 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         device = device_of_fake(func, args)
         if device is not None:
             return device
-        if is_composite(func):  # in inference mode it is not taken apart before
-            with self:
+        if is_composite(func):  # not taken apart before in inference mode, and where it writes to `out`
+            super().__enter__()  # type: ignore[no-untyped-call]
+            try:
                 return func.decompose(*args, **kwargs)
+            finally:
+                super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
         clock = self._clock
         begin = clock() if clock is not None else None
         value = value_of_fake(func, args, self._phases[-1] if self._phases else "")
@@ -161,10 +175,12 @@ class OperationRecorder(TorchDispatchMode, Instrument):
         noted = Noted(func, phase, times, _shapes(taken), _dtype(taken))
         noted.parts = flops_of(func, args, kwargs, result)
         noted.flops = sum(noted.parts or ())
+        noted.causal = noted.parts is not None and is_causal(func, args, kwargs)
         noted.pointwise = 0 if noted.parts is not None else pointwise_flops(func, args, kwargs, result)
         noted.n_bytes = bytes_moved(func, args, kwargs, inputs, [one for one in results if one is not None])
         noted.result_bytes = tuple(0 if one is None else one.n_bytes for one in results)
         noted.micro_batch = max(self._micro_batch, 0) if phase in ("forward", "recompute", "backward") else 0
+        noted.stands_for = self._times
         self._tape.add(noted)
         self._attribute(noted, inputs, results)
         self._last_number = torch._C._autograd._get_sequence_nr()

@@ -23,10 +23,12 @@ class Noted:
         parts: FLOPs of each result; None: it multiplies no matrices.
         result_bytes: of each result.
         wgrad_results: for an operation that makes both gradients, which results are the parameters'.
+        stands_for: how many like operations.
         taken, made: identities of storages, of a backward's operations alone.
     """
 
     __slots__ = (
+        "causal",
         "done",
         "dtype",
         "flops",
@@ -42,6 +44,7 @@ class Noted:
         "pointwise",
         "result_bytes",
         "shapes",
+        "stands_for",
         "taken",
         "times",
         "wgrad_results",
@@ -57,7 +60,9 @@ class Noted:
     ) -> None:
         self.func, self.phase, self.times, self.shapes, self.dtype = func, phase, times, shapes, dtype
         self.kind: Kind = "forward"
+        self.causal = False
         self.micro_batch = self.flops = self.pointwise = self.n_bytes = 0
+        self.stands_for = 1
         self.module = ""
         self.node: int | None = None
         self.parts: Sequence[int] | None = None
@@ -204,6 +209,8 @@ def _operation(
         start_s=seconds[0],
         duration_s=seconds[1],
         outside_s=seconds[2],
+        causal=noted.causal,
+        times=noted.stands_for,
     )
 
 

@@ -32,6 +32,7 @@ class Operation:
             to; None where there is none.
         start_s, duration_s: on the recorder's clock; 0 on fake tensors.
         causal: whether it is an attention that is told to look at no later position.
+        times: how many like operations it stands for, where a step was counted on fake tensors; the costs are of one.
         outside_s: since the operation before it in the same phase ended (or the phase began): Python and autograd.
     """
 
@@ -50,6 +51,7 @@ class Operation:
     duration_s: float = 0.0
     outside_s: float = 0.0
     causal: bool = False
+    times: int = 1
 
 
 @dataclass(frozen=True)

@@ -85,15 +85,15 @@ class Whereabouts:
         return hook
 
     def _held_by_caller(self, names: Sequence[str]) -> str:
-        """The name that begins with the nearest caller's; the first where no caller holds the module.
+        """The shortest name that begins with the nearest caller's; the first where no caller holds the module.
 
         A recomputation's caller is the module whose gradient is in the making, or one around it.
         """
         for caller in reversed(self._stack or _with_parents(self.module() or "")):
             prefix = f"{caller}." if caller else ""
-            for name in names:
-                if name.startswith(prefix):
-                    return name
+            held = [name for name in names if name.startswith(prefix)]
+            if held:
+                return min(held, key=lambda name: name.count("."))
         return names[0]
 
     def _leaving(self, *_: Any) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bptool.model.alike import alike
 from bptool.model.autocast import matmul_dtype
 from bptool.model.early_gradients import computing_gradient
 from bptool.units import MIB
@@ -141,7 +142,7 @@ def _sum_over_chunks(
     x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
     total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x_ND.device)
     size = chunk_tokens(x_ND.shape[0], *weight_VD.shape)
-    for start in range(0, x_ND.shape[0], size):
+    for start in alike(range(0, x_ND.shape[0], size)):
         rows = slice(start, start + size)
         x_grad_CD = None if x_grad_ND is None else x_grad_ND[rows]
         total += _chunk_sum(x_ND[rows], weight_VD, targets_N[rows, None], x_grad_CD, weight_grad_VD, softcap)
