@@ -55,6 +55,7 @@ def headline(profile: ProfileResult) -> str:
     in_flops = "no FLOPs to compare" if flops is None else f"{flops:.2f}x in FLOPs"
     where = f"{asked(profile)} on {profile.gpu or profile.device}"
     if profile.time is None:
+        where += ", interrupted before a step was timed" if profile.interrupted else ""
         return f"{where}, counted: the backward is {in_flops}" + ("" if flops is None else " of the forward")
     time = profile.time
     interval = f"[{time.backward_over_forward_low:.2f} to {time.backward_over_forward_high:.2f}]"

@@ -46,7 +46,8 @@ def _rows(root: CostNode, timed: bool, scale: Scale, most: int) -> list[list[str
         share = f"{sum(amounts) / (sum(totals) or 1):.1%}"
         found.append(["  " * depth + node.name, *cells, scale.text(sum(amounts)), share])
         for child in node.children if depth < most else ():
-            add(child, depth + 1)
+            if child.weight or sum(child.flops) or child.parameters_count:  # else it is nothing, as an unused dropout
+                add(child, depth + 1)
 
     add(root, 0)
     return found
@@ -66,9 +67,9 @@ def _residual(profile: ProfileResult, scale: Scale) -> list[list[str]]:
 
 
 def without_gradients(profile: ProfileResult) -> list[tuple[str, str]]:
-    """Modules through which no gradient goes, or which owe none to their parameters."""
+    """Modules that have parameters of their own, and for some reason no gradient of these."""
     found = [
-        (words, _names(module for module in profile.modules if module.status == status))
+        (words, _names(module for module in profile.modules if module.status == status and module.parameters_count))
         for status, words in _STATUSES.items()
     ]
     return [(words, names) for words, names in found if names]

@@ -92,7 +92,7 @@ def _step_bar(profile: ProfileResult) -> Element:
     """Phases as long as they take, or, where nothing was timed, as they are predicted to; else by their FLOPs."""
     say: Callable[[float], str] = format_duration
     if profile.time:
-        known = {phase: getattr(profile.time, phase) for phase in _PHASES}
+        known = {phase: profile.time.of(phase) for phase in _PHASES}
         amounts = {phase: duration.median_s for phase, duration in known.items() if duration}
     elif profile.predicted:
         amounts = {one.phase: one.predicted_s for one in profile.predicted.phases if one.phase in _PHASES}

@@ -47,7 +47,7 @@ def phases(profile: ProfileResult) -> Sheet:
 
 def _phase_row(profile: ProfileResult, phase: str) -> list[str]:
     """Empty where nothing is known of it."""
-    duration: Duration | None = getattr(profile.time, phase) if profile.time else None
+    duration = profile.time.of(phase) if profile.time else None
     counts = [one.flops + one.pointwise_flops for one in profile.phases if phase in (one.phase, "step")]
     predicted = {one.phase: one for one in profile.predicted.phases} if profile.predicted else {}
     held = {one.phase: one.peak_allocated_bytes for one in profile.memory}

@@ -36,7 +36,7 @@ def write_scalars(folder: Path, profile: ProfileResult) -> None:
 
 def _scalars(profile: ProfileResult, time: PhaseTimes, i: int) -> dict[str, float]:
     """Of one step: the phases' seconds, and the figures that follow from its own time."""
-    durations = {phase: getattr(time, phase) for phase in _PHASES}
+    durations = {phase: time.of(phase) for phase in _PHASES}
     found = {f"{phase}_s": duration.samples_s[i] for phase, duration in durations.items() if duration}
     if found["forward_s"]:
         found["backward_over_forward"] = found["backward_s"] / found["forward_s"]

@@ -22,19 +22,22 @@ def table(
         rows: the first one is the heading.
         right: the columns set to the right.
         leave_out: columns that may go where there is no room, those of the first group first; besides these, columns
-            whose cells are all empty always do. At last the first column is cut.
+            whose cells are all empty always do. Names in the first column are cut to a third of the width before, and
+            further at last.
         words: the last column holds sentences, which are wrapped.
     """
     sentences = [row[-1] for row in rows] if words else []
     kept = [i for i in range(len(rows[0]) - words) if i == 0 or any(row[i] for row in rows[1:])]
+    if _needed(rows, kept) > width:
+        rows = _with_names_cut(rows, max(width // 3, _ROOM_FOR_WORDS))
     most = width - 2 - _ROOM_FOR_WORDS if words and width > 3 * _ROOM_FOR_WORDS else width
     for gone in leave_out:
         if _needed(rows, kept) <= most:
             break
         kept = [i for i in kept if i not in gone]
-    names = [row[0] for row in rows]
     if (excess := _needed(rows, kept) - width) > 0:
-        names = [_cut(name, max(map(len, names)) - excess) for name in names]
+        rows = _with_names_cut(rows, max(len(row[0]) for row in rows) - excess)
+    names = [row[0] for row in rows]
     cells = [[name, *(row[i] for i in kept[1:])] for name, row in zip(names, rows, strict=True)]
     text = columns(cells, right=[kept.index(i) for i in right if i in kept])
     return _beside(text.split("\n"), sentences, width) if words else text
@@ -57,8 +60,16 @@ def _needed(rows: Rows, kept: Sequence[int]) -> int:
     return sum(max(len(row[i]) for row in rows) for i in kept) + 2 * len(kept)
 
 
+def _with_names_cut(rows: Rows, length: int) -> Rows:
+    return [[_cut(row[0], length), *row[1:]] for row in rows]
+
+
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: max(length - 1, 1)] + _CUT
+    """The longer part of the beginning, and of the end what is left room for."""
+    if len(text) <= length:
+        return text
+    end = max(length - 1, 1) // 3
+    return text[: max(length - 1, 1) - end] + _CUT + text[len(text) - end :]
 
 
 def _beside(lines: Sequence[str], sentences: Sequence[str], width: int) -> str:

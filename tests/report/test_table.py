@@ -27,7 +27,15 @@ def test_what_matters_less_goes_first_and_names_are_cut_last() -> None:
 
     assert of(17) == ["thing       a", "  one       1", "  another  10"]
     assert of(12) == ["thing", "  one", "  another"]
-    assert of(6) == ["thi…", "  one", "  ano…"]
+    assert of(6) == ["th…g", "  one", "  an…r"]
+
+
+def test_a_long_name_is_cut_in_its_middle_before_columns_go() -> None:
+    rows = [["op", "time"], ["_scaled_dot_product_flash_attention_for_cpu_backward", "9.99 ms"]]
+    assert table(rows, width=50, leave_out=[(1,)]).split("\n") == [
+        "op                         time",
+        "  _scaled_dot_prod…ackward  9.99 ms",
+    ]
 
 
 def test_sentences_are_wrapped_beside_or_below() -> None:
