@@ -33,7 +33,7 @@ def test_what_matters_less_goes_first_and_names_are_cut_last() -> None:
 def test_a_long_name_is_cut_in_its_middle_before_columns_go() -> None:
     rows = [["op", "time"], ["_scaled_dot_product_flash_attention_for_cpu_backward", "9.99 ms"]]
     assert table(rows, width=50, leave_out=[(1,)]).split("\n") == [
-        "op                         time",
+        "op                          time",
         "  _scaled_dot_prod…ackward  9.99 ms",
     ]
 

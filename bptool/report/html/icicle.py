@@ -97,8 +97,8 @@ def _placed(slab: Slab, left: float, width: float, level: int) -> Iterator[_Plac
 
 def _drawn(placed: _Placed, number: int, picture: Icicle) -> Element:
     slab = placed.slab
-    words = f"{slab.name} {placed.width:.1%}"
-    narrow = len(words) * _CHARACTER > 100 * placed.width
+    room = 100 * placed.width / _CHARACTER
+    words = next((words for words in _words(placed) if len(words) <= room), "")
     place = {"x": _percent(placed.left), "y": str(_ROW * placed.level), "width": _percent(placed.width)}
     return element(
         "svg",
@@ -106,8 +106,13 @@ def _drawn(placed: _Placed, number: int, picture: Icicle) -> Element:
         element("title", None, f"{slab.name}: {placed.width:.1%}"),
         element("rect", {"class": "ground", "width": "100%", "height": str(_GROUND)}),
         *_strips(slab, picture),
-        element("text", {"x": "6", "y": "17", **({"class": "narrow"} if narrow else {})}, words),
+        element("text", {"x": "6", "y": "17"}, words),
     )
+
+
+def _words(placed: _Placed) -> tuple[str, str]:
+    """What a slab says of itself, the longer first."""
+    return f"{placed.slab.name} {placed.width:.1%}", placed.slab.name
 
 
 def _strips(slab: Slab, picture: Icicle) -> Iterator[Element]:
@@ -147,7 +152,7 @@ def _data(placed: Sequence[_Placed]) -> dict[str, Any]:
         "left": [round(one.left, 6) for one in placed],
         "width": [round(one.width, 6) for one in placed],
         "level": [one.level for one in placed],
-        "name": [one.slab.name for one in placed],
+        "words": [list(_words(one)) for one in placed],
         "note": [one.slab.note for one in placed],
         "figures": [[list(row) for row in one.slab.figures] for one in placed],
     }

@@ -131,17 +131,19 @@ function zoomable(icicle) {
   let zoomed = 0, selected = 0;
 
   function read(i) {
-    find(".moment").textContent = data.name[i];
+    find(".moment").textContent = data.words[i][1];
     find(".place").textContent = data.note[i];
     rows.forEach((row, k) => data.figures[i][k].forEach((figure, j) => { row.cells[j + 1].textContent = figure; }));
   }
 
   function fit() {
     const whole = drawing.getBoundingClientRect().width;
-    slabs.forEach((slab) => {
-      const text = slab.querySelector("text");
-      text.classList.remove("narrow");
-      text.classList.toggle("narrow", text.getComputedTextLength() + 10 > (parseFloat(slab.getAttribute("width")) / 100) * whole);
+    slabs.forEach((slab, i) => {
+      const text = slab.querySelector("text"), room = (parseFloat(slab.getAttribute("width")) / 100) * whole - 10;
+      for (const words of [...data.words[i], ""]) {
+        text.textContent = words;
+        if (text.getComputedTextLength() <= room) break;
+      }
     });
   }
 
@@ -162,7 +164,7 @@ function zoomable(icicle) {
   function select(i) {
     selected = i;
     slabs.forEach((slab, j) => { slab.classList.toggle("selected", j === i && document.activeElement === drawing); });
-    drawing.setAttribute("aria-label", `${data.name[i]}, ${data.figures[i].at(-1).join(", ")}`);
+    drawing.setAttribute("aria-label", `${data.words[i][1]}, ${data.figures[i].at(-1).join(", ")}`);
     read(i);
   }
 

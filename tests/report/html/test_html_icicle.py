@@ -73,18 +73,17 @@ def test_the_read_out_without_a_script() -> None:
 def test_what_the_script_reads() -> None:
     (block,) = icicle(PICTURE).iter("script")
     data = json.loads(block.text or "")
-    assert data["name"] == ["all", "a", "leaf", "b"]
+    assert data["words"] == [["all 100.0%", "all"], ["a 50.0%", "a"], ["leaf 25.0%", "leaf"], ["b 25.0%", "b"]]
     assert (data["left"], data["width"], data["level"]) == ([0, 0, 0, 0.5], [1, 0.5, 0.25, 0.25], [0, 1, 2, 1])
     assert data["figures"][2] == [["1"], ["2"], ["3"]]
 
 
 def test_names_that_do_not_fit_are_not_shown_and_specks_not_drawn() -> None:
-    wide = Slab("wide", "", 97.999, [97.999, 0], [["x"]] * 3)
-    narrow, speck = (Slab(name, "", weight, [0, 0], [["x"]] * 3) for name, weight in (("narrow", 2), ("speck", 0.001)))
-    picture = Icicle("i", "", Slab("all", "", 100, [1, 1], [["x"]] * 3, [wide, narrow, speck]), PICTURE.kinds, ["time"])
-    found = {s.findtext("text"): s.find("text") for s in slabs(icicle(picture))}
-    shown = {name: text.get("class") for name, text in found.items() if text is not None}
-    assert shown == {"all 100.0%": None, "wide 98.0%": None, "narrow 2.0%": "narrow"}
+    parts = [Slab(name, "", weight, [0, 0], [["x"]] * 3) for name, weight in (("wide", 90), ("mid", 4), ("narrow", 1))]
+    speck = Slab("speck", "", 0.001, [0, 0], [["x"]] * 3)
+    picture = Icicle("i", "", Slab("all", "", 100, [1, 1], [["x"]] * 3, [*parts, speck]), PICTURE.kinds, ["time"])
+    found = {slab.findtext("title"): slab.findtext("text") for slab in slabs(icicle(picture))}
+    assert found == {"all: 100.0%": "all 100.0%", "wide: 90.0%": "wide 90.0%", "mid: 4.0%": "mid", "narrow: 1.0%": ""}
 
 
 def test_a_row_of_figures_too_few_is_refused() -> None:
