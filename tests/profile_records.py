@@ -111,12 +111,13 @@ def _ops(flops: FlopCounts, tokens: int, width: int, *, timed: bool) -> list[OpC
         )
         if n
     ]
-    few = tokens * width
+    few, again = tokens * width, flops.recompute_flops > 0
     return [
         *rows,
         _op("embedding", "forward", 1, 0, 0, 8 * few, seconds(0.0001)),
         _op("embedding_dense_backward", "wgrad", 1, 0, few, 12 * few, seconds(0.0096)),
         _op("native_layer_norm", "forward", 2, 0, 8 * few, 8 * few, seconds(0.001)),
+        *([_op("native_layer_norm", "recompute", 2, 0, 8 * few, 8 * few, seconds(0.0005))] if again else []),
         _op("_fused_adamw_", "optimizer", 1, 0, flops.optimizer_flops, 4 * flops.optimizer_flops, seconds(0.004)),
     ]
 

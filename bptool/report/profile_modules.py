@@ -26,7 +26,9 @@ def by_kind_of_work(profile: ProfileResult, depth: int) -> list[Sheet]:
     found = [_sheet(f"{flops.unit} by module", _rows(root, False, flops, depth))]
     if root.timed:
         time = scale_of(sum(root.seconds), SECOND_UNITS)
-        found.append(_sheet(f"{time.unit} by module", [*_rows(root, True, time, depth), *_residual(profile, time)]))
+        found.append(
+            _sheet(f"{time.unit} by module", [*_rows(root, True, time, depth), *_residual(profile, root, time)])
+        )
     return found
 
 
@@ -57,12 +59,16 @@ def _amounts(node: CostNode, timed: bool) -> tuple[float, ...]:
     return node.seconds if timed else node.flops
 
 
-def _residual(profile: ProfileResult, scale: Scale) -> list[list[str]]:
-    """What lies between the modules' operations and the phases as they were measured."""
-    between = sum(one.outside_s for one in profile.unexplained)
+def _residual(profile: ProfileResult, root: CostNode, scale: Scale) -> list[list[str]]:
+    """What lies between the modules' times and the phases as they were measured."""
+    recorded = sum(one.operations_s + one.outside_s for one in profile.unexplained)
     rest = sum(one.unexplained_s for one in profile.unexplained)
     measured = sum(one.measured_s for one in profile.unexplained)
-    lines = [("between operations", between), ("unexplained residual", rest), ("as measured", measured)]
+    lines = [
+        ("outside of the modules", recorded - sum(root.seconds)),
+        ("unexplained residual", rest),
+        ("as measured", measured),
+    ]
     return [[name, *[""] * len(WORK), scale.text(seconds), ""] for name, seconds in lines if profile.unexplained]
 
 

@@ -191,7 +191,7 @@ def _picture(root: CostNode, identity: str, what: str) -> Element:
 
 
 def _slab(node: CostNode, done: Sequence[int]) -> Slab:
-    words = [node.path, node.type, f"{node.calls:,} calls" if node.calls else "", _parameters(node)]
+    words = [node.path, node.type, _calls(node), _parameters(node)]
     flops, seconds = ([amounts[i] for i in done] for amounts in (node.flops, node.seconds))
     figures = [[format_flops(n)] for n in (*flops, sum(flops))]
     if node.timed:
@@ -205,6 +205,10 @@ def _slab(node: CostNode, done: Sequence[int]) -> Slab:
         figures=figures,
         children=[_slab(child, done) for child in node.children],
     )
+
+
+def _calls(node: CostNode) -> str:
+    return f"{node.calls:,} call{'' if node.calls == 1 else 's'}" if node.calls else ""
 
 
 def _parameters(node: CostNode) -> str:

@@ -11,6 +11,8 @@ from bptool.analysis.profile.result import Duration, OpCost, ProfileResult
 from bptool.units import format_bytes, format_duration, format_flops, format_rate
 
 _LEAST_OPS = [(5,), (8,), (4,), (2,), (7,), (6,), (10,), (3,)]
+_KINDS = ("forward", "recompute", "dgrad", "wgrad", "optimizer")
+_MUCH = 4  # forwards: a gradient that takes more is worth a line
 _DIGITS = 4  # of a ratio's terms
 _PHASES = ("data", "forward", "recompute", "backward", "clip", "optimizer", "step")
 
@@ -198,7 +200,7 @@ def conventions(profile: ProfileResult) -> Sheet:
     """Model FLOPs of one token, or whatever a step works off, in every way that they are counted."""
     rows = [
         [
-            one.name + (" <- the MFU above" if one.headline else ""),
+            one.name + (" <- the headline" if one.headline else ""),
             one.formula,
             format_flops(one.flops_per_unit),
             f"{one.mfu:.1%}" if one.mfu is not None else "",
@@ -212,31 +214,50 @@ def conventions(profile: ProfileResult) -> Sheet:
 
 
 def without_flops(profile: ProfileResult, most: int = 8) -> Sheet | None:
-    """Operations that take time and do no arithmetic that is counted as FLOPs; None where nothing was timed."""
+    """Operations that take time and do no matrix product; None where nothing was timed.
+
+    The longest of them, and what is much longer than its own forward.
+    """
     timed = [op for op in profile.ops if op.duration_s]
-    idle = sorted((op for op in timed if not op.flops), key=op_weight, reverse=True)
+    idle: dict[str, list[OpCost]] = {}
+    for op in sorted((op for op in timed if not op.flops), key=op_weight, reverse=True):
+        idle.setdefault(op.op, []).append(op)
     if not idle or profile.time is None:
         return None
-    total, all_idle = sum(map(op_weight, timed)), sum(map(op_weight, idle))
-    rows = [
-        [op.op, op.kind, format_duration(op.duration_s or 0.0), f"{op_weight(op) / total:.1%}", _as_forwards(op, timed)]
-        for op in idle[:most]
-    ]
-    rest = [f"{len(idle) - most} more", "", *_sum_cells(idle[most:], total), ""] if len(idle) > most else None
-    rows += [rest] if rest else []
-    rows.append(["together", "", format_duration(all_idle), f"{all_idle / total:.1%}", ""])
-    return Sheet("time without FLOPs", ["", "for", "time", "share", ""], rows, right=(2, 3), words=True)
+    names = sorted(idle, key=lambda name: -_seconds(idle[name]))
+    shown = [name for i, name in enumerate(names) if i < most or _forwards(name, timed) > _MUCH]
+    rest = [op for name in names if name not in shown for op in idle[name]]
+    everything, total = [op for ops in idle.values() for op in ops], _seconds(timed)
+    rows = [[name, _kinds(idle[name]), *_time_cells(idle[name], total), _as_forwards(name, timed)] for name in shown]
+    rows += [[f"{len(names) - len(shown)} more", "", *_time_cells(rest, total), ""]] if rest else []
+    rows.append(["together", "", *_time_cells(everything, total), ""])
+    headings = ["", "for", "time", "share", ""]
+    return Sheet("time without FLOPs", headings, rows, right=(2, 3), leave_out=[(1,), (3,)], words=True)
 
 
-def _sum_cells(ops: Iterable[OpCost], total: float) -> list[str]:
-    seconds = sum(map(op_weight, ops))
-    return [format_duration(seconds), f"{seconds / total:.1%}"]
+def _seconds(ops: Iterable[OpCost]) -> float:
+    return sum(op.duration_s or 0.0 for op in ops)
 
 
-def _as_forwards(op: OpCost, ops: Sequence[OpCost]) -> str:
-    """`0 FLOPs, 96 forwards of embedding`: a gradient beside the operation that it is of."""
-    stem = re.sub(r"(_dense)?_backward(_data)?$", "", op.op.lstrip("_"))
-    if stem == op.op.lstrip("_"):
-        return ""
-    forward = sum(map(op_weight, (o for o in ops if o.kind == "forward" and o.op.lstrip("_") == stem)))
-    return f"0 FLOPs, {op_weight(op) / forward:,.1f} forwards of {stem}" if forward else "0 FLOPs"
+def _kinds(ops: Iterable[OpCost]) -> str:
+    return ", ".join(sorted({op.kind for op in ops}, key=_KINDS.index))
+
+
+def _time_cells(ops: Sequence[OpCost], total: float) -> list[str]:
+    return [format_duration(_seconds(ops)), f"{_seconds(ops) / total:.1%}"]
+
+
+def _as_forwards(name: str, ops: Sequence[OpCost]) -> str:
+    """`0 FLOPs, 96.0 forwards of embedding`: a gradient beside the operation that it is of."""
+    forwards = _forwards(name, ops)
+    return f"0 FLOPs, {forwards:,.1f} forwards of {_forward_of(name)}" if forwards else ""
+
+
+def _forwards(name: str, ops: Sequence[OpCost]) -> float:
+    """How many forwards' time the gradient of an operation takes; 0 where it is none, or its forward is not known."""
+    found = [op for op in ops if op.kind == "forward" and op.op.lstrip("_") == _forward_of(name) != name.lstrip("_")]
+    return _seconds(op for op in ops if op.op == name) / _seconds(found) if found else 0.0
+
+
+def _forward_of(name: str) -> str:
+    return re.sub(r"(_dense)?_backward(_data)?$", "", name.lstrip("_"))
