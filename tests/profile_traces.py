@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from bptool.analysis.profile.result import Duration, ModuleCost, OpCost, PhaseTimes
+from bptool.analysis.profile.tally import Cost, Place, tally_of
 from bptool.instruments.operation_trace import Operation, OperationTrace
 
 
@@ -22,6 +25,11 @@ def operation(op: str = "mm", **changes: Any) -> Operation:
         "dtype": "float32",
     }
     return Operation(op=op, **{**usual, **changes})
+
+
+def costs(*operations: Operation) -> dict[Place, Cost]:
+    """What they sum up to."""
+    return dict(tally_of(trace(*operations), nn.Module(), 1, 1).costs)
 
 
 def trace(*operations: Operation) -> OperationTrace:

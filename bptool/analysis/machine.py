@@ -42,6 +42,7 @@ class Machine:
         gpu: the GPU; None for a CPU.
         capacity_bytes: what there is in all; None where that is not known.
         assumptions: what is taken for granted about it, in sentences.
+        known: whether the GPU is the one that is here, or was named; else it stands in for it.
         cpu_scratch: what this CPU's kernels take for themselves.
         fake: whether the step's tensors are without values; a model that reads them can only be run in earnest.
     """
@@ -50,6 +51,7 @@ class Machine:
     capacity_bytes: int | None = None
     assumptions: tuple[str, ...] = ()
     fake: bool = True
+    known: bool = True
     cpu_scratch: CpuScratch = field(default_factory=CpuScratch, compare=False)
 
     @property
@@ -102,7 +104,8 @@ def machine_named(device: str, gpu: str | None) -> Machine:
         name = torch.cuda.get_device_name()
         found = gpu_reporting(name) or GPUS[_TYPICAL]
         total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-        return Machine(found, total, (_kernels_of(found) + f", for the {name} of this machine",))
+        about = f"{_kernels_of(found)}, for the {name} of this machine"
+        return Machine(found, total, (about,), known=gpu_reporting(name) is not None)
     typical = GPUS[_TYPICAL]
     unnamed = f"no GPU was named: kernels as on {typical.name}, and no capacity; name one with --gpu"
     return Machine(typical, None, (unnamed,))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 _MAKES_ROOM = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"}
 _WRITES_ONLY = {"zero_", "fill_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "resize_"}
+_FILLS = {"zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full"}
 _LOOKS_UP = {"embedding", "index", "index_select", "gather", "take"}
 _SCATTERS = {"scatter_", "scatter_add_", "index_put_", "_index_put_impl_", "index_add_", "index_copy_"}
 
@@ -61,6 +62,8 @@ def bytes_moved(
     if not access.written and not access.written_names:
         if results and not new:
             return 0  # a view, or a tensor that needed no copy
+        if access.name in _FILLS:
+            return new
         if access.name in _LOOKS_UP:
             return 2 * new + sum(one.n_bytes for one in inputs[1:])
         return new + sum(one.n_bytes for one in set(inputs))
@@ -79,6 +82,8 @@ def _access(func: torch._ops.OpOverload) -> _Access:
     name = str(func.overloadpacket).rpartition(".")[2]
     arguments = func._schema.arguments
     writes = [(i, a) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    if name.startswith("_fused_"):
+        writes = [(i, a) for i, a in writes if a.name != "grads"]  # written only where a loss scale is undone there
     positions = tuple(i for i, a in writes if not a.kwarg_only)
     names = tuple(a.name for _, a in writes if a.kwarg_only)
     return _Access(name, positions, names, name in _WRITES_ONLY)

@@ -1,6 +1,7 @@
 """A deep model's tally from shallow ones: like blocks cost alike, and the rest grows by as much with each.
 
-That it does is not assumed: the extension to a third depth is compared with that depth's own tally, number by number.
+That it does is not assumed: the same rule is applied to a third depth, a period less, and compared with that depth's
+own tally, number by number.
 """
 
 from __future__ import annotations
@@ -29,14 +30,20 @@ def extended(blocks: Blocks, count: Callable[[int], Tally]) -> Counted:
     Args:
         count: makes the tally of the same model with so many layers.
     """
-    depths = blocks.depths()
+    depths = _depths(blocks)
     if depths is None:
         return Counted(count(blocks.n_layers), ())
-    low, high, deepest = (count(depth) for depth in depths)
-    extension = _Extension(blocks, depths[0], low, high)
-    if extension.to(depths[2]) != deepest:
+    least, low, high = (count(depth) for depth in depths)
+    extension = _Extension(blocks, depths[1], low, high)
+    if extension.to(depths[0]) != least:
         return Counted(count(blocks.n_layers), ())
     return Counted(extension.to(blocks.n_layers), depths)
+
+
+def _depths(blocks: Blocks) -> tuple[int, int, int] | None:
+    """Without inner blocks, with a period of them, with two; None where the model is hardly deeper."""
+    found = blocks.depths()
+    return found and (found[0] - blocks.period, found[0], found[1])
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class _Extension:
     high: Tally
 
     def to(self, n_layers: int) -> Tally:
-        """The tally of `n_layers` blocks, some periods more than there are."""
+        """The tally of `n_layers` blocks, some periods more than there are, or one less."""
         periods, rest = divmod(n_layers - self.depth, self.blocks.period)
         assert rest == 0, "a whole number of periods more"
         copies = self._copies(n_layers)
@@ -58,9 +65,10 @@ class _Extension:
             block = _block_of(place.module)
             if block is None:
                 costs[place] = cost.plus(self._slope(place), periods)
-            else:
-                for copy in copies[block]:
-                    costs[place._replace(module=_as_block(place.module, copy))] = cost
+                continue
+            within = place.module[len(f"blocks.{block}") :]
+            for copy in copies[block]:
+                costs[Place(place.phase, place.kind, f"blocks.{copy}{within}", place.op)] = cost
         modules: dict[str, ModuleFacts] = {}
         for name, facts in self.low.modules.items():
             block = _block_of(name)
@@ -75,7 +83,8 @@ class _Extension:
         copies: dict[int, list[int]] = {block: [] for block in range(self.depth)}
         for block in range(n_layers):
             inner = head + (block - head) % period
-            copies[block if block < last else inner if block < last + added else block - added].append(block)
+            kept = block < min(last, last + added)
+            copies[block if kept else inner if block < last + added else block - added].append(block)
         return copies
 
     def _slope(self, place: Place) -> Cost:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from bptool.analysis.profile.result import PhaseTimes, PredictedPhase, PredictedTime
 from bptool.analysis.profile.roofline import Rates, by_roofline
-from bptool.instruments.operation_trace import Operation
+from bptool.analysis.profile.tally import Cost, Place
 from bptool.training.instrument import Phase
 from bptool.units import format_rate
 
 PHASES: tuple[Phase, ...] = ("data", "forward", "recompute", "backward", "clip", "optimizer")
 """Those that a step is the sum of, in order."""
 
+PUBLISHED = (1.7, 2.5)
+"""How many times as long as predicted for a GPU published runs took: nearest and farthest (test_published_steps.py)."""
 
-def predict(operations: Sequence[Operation], units: int, rates: Rates, times: PhaseTimes | None) -> PredictedTime:
+
+def predict(costs: Mapping[Place, Cost], units: int, rates: Rates, times: PhaseTimes | None) -> PredictedTime:
     """The step's time by the roofline, phase by phase, beside the measured one where there is one.
 
     On a CPU each operation's own overhead adds to its work; a GPU works off a queue, so a phase takes the longer of the
     launches and the work.
 
     Args:
-        operations: of one step.
+        costs: of one step.
         units: what it works off, such as tokens.
     """
-    phases = [_predicted(phase, operations, rates, times) for phase in PHASES]
+    phases = [_predicted(phase, costs, rates, times) for phase in PHASES]
     step_s = sum(phase.predicted_s for phase in phases)
     return PredictedTime(
         basis=_basis(rates),
@@ -34,10 +37,10 @@ def predict(operations: Sequence[Operation], units: int, rates: Rates, times: Ph
     )
 
 
-def _predicted(phase: Phase, operations: Sequence[Operation], rates: Rates, times: PhaseTimes | None) -> PredictedPhase:
-    inside = [operation for operation in operations if operation.phase == phase]
-    work_s = sum(by_roofline(operation, rates).longer for operation in inside)
-    overhead_s = len(inside) * rates.operation_s
+def _predicted(phase: Phase, costs: Mapping[Place, Cost], rates: Rates, times: PhaseTimes | None) -> PredictedPhase:
+    inside = [(place, cost) for place, cost in costs.items() if place.phase == phase]
+    work_s = sum(by_roofline(place, cost, rates).longer for place, cost in inside)
+    overhead_s = sum(cost.calls for _, cost in inside) * rates.operation_s
     predicted_s = max(work_s, overhead_s) if rates.runs_ahead else work_s + overhead_s
     measured = times.of(phase) if times else None
     measured_s = measured.median_s if measured else None

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bptool.analysis.profile.result import OpCost, Roofline
+from bptool.analysis.profile.tally import Cost, Place
 from bptool.gpus import Gpu
 from bptool.hardware import measured_matmul_rate, measured_memory_bandwidth, measured_operation_overhead
-from bptool.instruments.operation_trace import Operation
 
 _FORMAT = {"fp32": "float32", "tf32": "float32", "bf16-mixed": "bfloat16", "bf16": "bfloat16", "fp16-mixed": "float16"}
 _MODE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16-mixed"}
@@ -32,6 +32,7 @@ class Rates:
         bytes_per_s: memory.
         operation_s: what an operation takes of itself, however little it computes.
         runs_ahead: whether that is spent on the host while the device is still at earlier operations.
+        causal_share: of the scores of a causal attention, how many its kernel computes at least.
         flops_source, bytes_source, operation_source: how they are known.
     """
 
@@ -41,6 +42,7 @@ class Rates:
     bytes_per_s: float
     operation_s: float
     runs_ahead: bool
+    causal_share: float
     flops_source: str
     bytes_source: str
     operation_source: str
@@ -60,14 +62,14 @@ class Rates:
 
 
 class OperationSeconds(NamedTuple):
-    """An operation by the roofline: its FLOPs at the peak rate, its bytes at the memory's."""
+    """Like operations by the roofline: their FLOPs at the peak rate, their bytes at the memory's."""
 
     compute_s: float
     memory_s: float
 
     @property
     def longer(self) -> float:
-        """What it takes."""
+        """What they take."""
         return max(self)
 
 
@@ -85,6 +87,7 @@ def gpu_rates(gpu: Gpu, mode: str) -> Rates:
         bytes_per_s=gpu.bytes_per_s,
         operation_s=_LAUNCH_S,
         runs_ahead=True,
+        causal_share=0.5,
         flops_source=f"{gpu.name} data sheet, dense",
         bytes_source=f"{gpu.name} data sheet",
         operation_source=f"{_LAUNCH_S * 1e6:.0f} µs to launch each of its operations, which is assumed",
@@ -108,35 +111,37 @@ def cpu_rates(mode: str, dtypes: Iterable[str] = ()) -> Rates:
         bytes_per_s=measured_memory_bandwidth(),
         operation_s=overhead,
         runs_ahead=False,
+        # FlashAttentionKernel.cpp of PyTorch takes 512 keys at a time, all of them: half only for very long sequences.
+        causal_share=1.0,
         flops_source=f"this machine's measured {name} matmul rate",
         bytes_source="this machine's measured bandwidth: a = b + 3 c over arrays larger than its caches",
         operation_source=f"{overhead * 1e6:.1f} µs for each operation, measured on one that computes next to nothing",
     )
 
 
-def matmul_dtypes(operations: Iterable[Operation]) -> set[str]:
-    """The formats of a trace's matrix products."""
-    return {operation.dtype for operation in operations if operation.flops}
+def matmul_dtypes(costs: Mapping[Place, Cost]) -> set[str]:
+    """The formats of a step's matrix products."""
+    return {place.dtype for place, cost in costs.items() if cost.flops}
 
 
-def by_roofline(operation: Operation, rates: Rates) -> OperationSeconds:
-    """What one operation takes. A causal attention's kernel skips the scores above the diagonal: half of its FLOPs."""
-    rate = rates.flops_per_s.get(operation.dtype, rates.flops_per_s["float32"])
-    flops = operation.flops / 2 if operation.causal else operation.flops
-    return OperationSeconds((flops + operation.pointwise_flops) / rate, operation.bytes_moved / rates.bytes_per_s)
+def by_roofline(place: Place, cost: Cost, rates: Rates) -> OperationSeconds:
+    """What like operations take; where an attention is causal, its kernel skips scores."""
+    rate = rates.flops_per_s.get(place.dtype, rates.flops_per_s["float32"])
+    flops = cost.flops * rates.causal_share if place.causal else cost.flops
+    return OperationSeconds((flops + cost.pointwise_flops) / rate, cost.bytes_moved / rates.bytes_per_s)
 
 
-def under_roofs(ops: Sequence[OpCost], operations: Iterable[Operation], rates: Rates) -> list[OpCost]:
+def under_roofs(ops: Sequence[OpCost], costs: Mapping[Place, Cost], rates: Rates) -> list[OpCost]:
     """The table of operations with their bound and predicted seconds.
 
     Args:
-        operations: of the step that the table is of.
+        costs: of the step that the table is of.
     """
     compute: dict[tuple[str, str], float] = defaultdict(float)
     memory: dict[tuple[str, str], float] = defaultdict(float)
     seconds: dict[tuple[str, str], float] = defaultdict(float)
-    for operation in operations:
-        key, found = (operation.op, operation.kind), by_roofline(operation, rates)
+    for place, cost in costs.items():
+        key, found = (place.op, place.kind), by_roofline(place, cost, rates)
         compute[key] += found.compute_s
         memory[key] += found.memory_s
         seconds[key] += found.longer

@@ -1,25 +1,24 @@
 from __future__ import annotations
 
 import pytest
-from profile_traces import operation, times
+from profile_traces import costs, operation, times
 
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.roofline import Rates, gpu_rates
 from bptool.gpus import GPUS
-from bptool.instruments.operation_trace import Operation
 
 # Seconds at 100 FLOP/s and 10 bytes/s: 5 and 2 in the forward, 20 in the backward, 3 in the update.
-STEP = [
+STEP = costs(
     operation(flops=500, bytes_moved=10),
     operation("add", bytes_moved=20),
     operation(flops=2000, phase="backward", kind="dgrad"),
     operation("_fused_adamw_", pointwise_flops=100, bytes_moved=30, phase="optimizer", kind="optimizer"),
-]
+)
 
 
 def rates(operation_s: float = 0.0, runs_ahead: bool = False) -> Rates:
     known = ("said so", "too", f"{operation_s} s for each")
-    return Rates("a machine", {"float32": 100.0}, "float32", 10.0, operation_s, runs_ahead, *known)
+    return Rates("a machine", {"float32": 100.0}, "float32", 10.0, operation_s, runs_ahead, 1.0, *known)
 
 
 def test_phase_by_phase() -> None:
@@ -54,7 +53,7 @@ def test_the_error_beside_what_was_measured() -> None:
 
 
 def test_nothing_was_counted() -> None:
-    found = predict(list[Operation](), 60, rates(), None)
+    found = predict({}, 60, rates(), None)
     assert (found.step_s, found.units_per_s, found.phases) == (0, 0, [])
 
 
@@ -67,7 +66,7 @@ def test_the_basis_names_the_rates() -> None:
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16"])
 def test_a_faster_format_is_never_predicted_slower(mode: str) -> None:
-    step = [operation(flops=10**12, bytes_moved=10**6, dtype="bfloat16" if mode == "bf16" else "float32")]
+    step = costs(operation(flops=10**12, bytes_moved=10**6, dtype="bfloat16" if mode == "bf16" else "float32"))
     assert predict(step, 1, gpu_rates(GPUS["h100"], mode), None).step_s == pytest.approx(
         1e12 / {"fp32": 66.9e12, "bf16": 989.4e12}[mode]
     )

@@ -4,11 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from profile_traces import op_costs, operation
+from profile_traces import costs, op_costs, operation
 
 from bptool.analysis.profile import roofline
-from bptool.analysis.profile.roofline import Rates, by_roofline, cpu_rates, gpu_rates, matmul_dtypes, under_roofs
+from bptool.analysis.profile.roofline import (
+    OperationSeconds,
+    Rates,
+    by_roofline,
+    cpu_rates,
+    gpu_rates,
+    matmul_dtypes,
+    under_roofs,
+)
 from bptool.gpus import GPUS
+from bptool.instruments.operation_trace import Operation
 
 
 def rates(changes: Mapping[str, Any] | None = None) -> Rates:
@@ -20,6 +29,7 @@ def rates(changes: Mapping[str, Any] | None = None) -> Rates:
         "bytes_per_s": 10.0,
         "operation_s": 0.0,
         "runs_ahead": False,
+        "causal_share": 0.5,
         "flops_source": "said so",
         "bytes_source": "too",
         "operation_source": "nothing",
@@ -27,40 +37,47 @@ def rates(changes: Mapping[str, Any] | None = None) -> Rates:
     return Rates(**{**figures, **(changes or {})})
 
 
+def seconds(*operations: Operation) -> OperationSeconds:
+    ((place, cost),) = costs(*operations).items()
+    return by_roofline(place, cost, rates())
+
+
 class TestOneOperation:
     def test_under_the_compute_roof(self) -> None:
-        assert by_roofline(operation(flops=500, bytes_moved=20), rates()) == (5, 2)
-        assert by_roofline(operation(flops=500, bytes_moved=20), rates()).longer == 5
+        assert seconds(operation(flops=500, bytes_moved=20)) == (5, 2)
+        assert seconds(operation(flops=500, bytes_moved=20)).longer == 5
 
     def test_under_the_memory_roof(self) -> None:
-        assert by_roofline(operation(pointwise_flops=100, bytes_moved=20), rates()).longer == 2
+        assert seconds(operation(pointwise_flops=100, bytes_moved=20)).longer == 2
 
     def test_at_the_rate_of_its_format(self) -> None:
-        assert by_roofline(operation(flops=500, dtype="bfloat16"), rates()).compute_s == 0.5
-        assert by_roofline(operation(flops=500, dtype="int64"), rates()).compute_s == 5
+        assert seconds(operation(flops=500, dtype="bfloat16")).compute_s == 0.5
+        assert seconds(operation(flops=500, dtype="int64")).compute_s == 5
 
-    def test_a_causal_attention_computes_half_of_its_scores(self) -> None:
-        whole, half = (by_roofline(operation(flops=400, causal=causal), rates()).compute_s for causal in (False, True))
+    def test_a_causal_attention_computes_a_share_of_its_scores(self) -> None:
+        whole, half = (seconds(operation(flops=400, causal=causal)).compute_s for causal in (False, True))
         assert (whole, half) == (4, 2)
 
     def test_a_view_takes_nothing(self) -> None:
-        assert by_roofline(operation("view"), rates()).longer == 0
+        assert seconds(operation("view")).longer == 0
 
 
 class TestTable:
     def test_each_operations_longer_side_is_summed(self) -> None:
-        """One product under either roof: 5 + 2 s, though FLOPs and bytes alone are 6 and 4 s."""
-        products = [operation(flops=500, bytes_moved=20), operation(flops=100, bytes_moved=20)]
+        """One module's under either roof: 5 + 2 s, though FLOPs and bytes alone are 6 and 4 s."""
+        products = costs(
+            operation(flops=500, bytes_moved=20, module="a"), operation(flops=100, bytes_moved=20, module="b")
+        )
         (found,) = under_roofs(op_costs(("mm", "forward")), products, rates())
         assert (found.predicted_s, found.bound) == (7, "compute")
 
     def test_by_operation_and_kind(self) -> None:
-        done = [operation(flops=100), operation(flops=300, kind="wgrad"), operation("add", bytes_moved=50)]
+        done = costs(operation(flops=100), operation(flops=300, kind="wgrad"), operation("add", bytes_moved=50))
         found = under_roofs(op_costs(("mm", "forward"), ("mm", "wgrad"), ("add", "forward")), done, rates())
         assert [(op.predicted_s, op.bound) for op in found] == [(1, "compute"), (3, "compute"), (5, "memory")]
 
     def test_what_moves_nothing_is_under_no_roof(self) -> None:
-        (found,) = under_roofs(op_costs(("view", "forward")), [operation("view")], rates())
+        (found,) = under_roofs(op_costs(("view", "forward")), costs(operation("view")), rates())
         assert (found.predicted_s, found.bound) == (0, None)
 
 
@@ -97,9 +114,10 @@ class TestRates:
         found = cpu_rates("bf16-mixed", ["float32", "int64"])
         assert found.flops_per_s == {"bfloat16": 8e10, "float32": 5e10}
         assert (found.roofline.ridge, found.operation_s, found.runs_ahead) == (4, 3e-6, False)
+        assert found.causal_share == 1
         assert found.flops_source == "this machine's measured bf16 matmul rate"
         assert found.operation_source.startswith("3.0 µs")
 
     def test_formats_of_a_trace(self) -> None:
-        done = [operation(flops=1, dtype="bfloat16"), operation("add", pointwise_flops=5, dtype="float64")]
+        done = costs(operation(flops=1, dtype="bfloat16"), operation("add", pointwise_flops=5, dtype="float64"))
         assert matmul_dtypes(done) == {"bfloat16"}

@@ -1,0 +1,189 @@
+"""`bptool profile`: the step counted, and run where it can be, as one Result."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from bptool.analysis.memory.fit import memory_errors
+from bptool.analysis.profile.admission import Admission, admission
+from bptool.analysis.profile.assumptions import assumptions, warnings
+from bptool.analysis.profile.conventions import EXECUTED, conventions
+from bptool.analysis.profile.counting import count_question
+from bptool.analysis.profile.depth import Counted
+from bptool.analysis.profile.measuring import Measurement, Plan, Progress, measure, recorder_cost_s
+from bptool.analysis.profile.parts import flop_counts, module_costs, op_costs
+from bptool.analysis.profile.prediction import predict
+from bptool.analysis.profile.ratio_terms import ratio_terms, recompute_terms
+from bptool.analysis.profile.reconciliation import typical, unexplained, with_durations, with_seconds
+from bptool.analysis.profile.result import Convention, ProfileResult
+from bptool.analysis.profile.roofline import Rates, cpu_rates, gpu_rates, matmul_dtypes, under_roofs
+from bptool.analysis.profile.tally import tally_of
+from bptool.analysis.profile.timing import finite_differences, phase_times, units_per_s
+from bptool.analysis.question import Question
+from bptool.errors import BptoolError, TargetError
+from bptool.instruments.operation_trace import OperationTrace
+from bptool.training.assembly import build_model
+from bptool.training.user_code import describe, users_errors
+
+_NOTHING = Measurement((), (), (), None, (), False)
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """The answer, and the typical recorded step that its times are from; None where none was recorded."""
+
+    result: ProfileResult
+    trace: OperationTrace | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """All that was counted and measured."""
+
+    question: Question
+    admission: Admission
+    measurement: Measurement
+    trace: OperationTrace | None
+    counted: Counted
+    rates: Rates | None
+    model: nn.Module
+    units: int
+
+
+def profile(question: Question, plan: Plan, done: Progress = lambda number, total: None) -> Profiled:
+    """Count the question's step, and run it where the machine is here and has the memory.
+
+    Args:
+        done: told of each step that was run.
+
+    Raises:
+        BptoolError: the user's model fails, or the step cannot be run here.
+    """
+    # Told in our own words; PyTorch would also log a traceback.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+    with users_errors(question.code):
+        admitted = admission(question, measure=plan.measure)
+        measurement = _NOTHING
+        if not admitted.refusal:
+            with memory_errors(question, admitted.prediction):
+                measurement = measure(question, plan, done)
+        model = build_model(question.workload, torch.device("meta"), torch.float32)
+        trace = _typical(question, measurement)
+        counted = _counted(question, trace, model, may_run=not admitted.refusal)
+        rates = _rates(question, counted)
+        units = measurement.timed[0].units if measurement.timed else _units(question)
+        found = _Found(question, admitted, measurement, trace, counted, rates, model, units)
+        return Profiled(_result(found), trace)
+
+
+def _typical(question: Question, measurement: Measurement) -> OperationTrace | None:
+    if not measurement.traces:
+        return None
+    on_cpu = question.machine.device == "cpu"  # in a GPU's queue the recorder takes no time
+    return typical(measurement.traces, recorder_cost_s() if on_cpu else 0.0)
+
+
+def _counted(question: Question, trace: OperationTrace | None, model: nn.Module, *, may_run: bool) -> Counted:
+    """What was recorded where something was, else on fake tensors; in earnest where they fail and a step may run."""
+    micro_batches = question.config.training.gradient_accumulation_steps
+    if trace is not None:
+        return Counted(tally_of(trace, model, micro_batches, micro_batches), ())
+    try:
+        return count_question(question)
+    except BptoolError:
+        raise
+    except Exception as error:
+        if not question.code:
+            raise
+        if may_run and question.machine.gpu is None:
+            return count_question(replace(question, machine=replace(question.machine, fake=False)))
+        raise TargetError(
+            f"{question.code} does not run on fake tensors, which have shapes and no values: {describe(error)}",
+            "a model that reads values in its forward is counted in a real step: leave out --count, or --gpu",
+        ) from error
+
+
+def _rates(question: Question, counted: Counted) -> Rates | None:
+    """Of the machine that is asked about; None for a GPU that is here and not known."""
+    gpu, mode = question.machine.gpu, question.config.precision.mode
+    if gpu is None:
+        return cpu_rates(mode, matmul_dtypes(counted.tally.costs))
+    return gpu_rates(gpu, mode) if question.machine.known else None
+
+
+def _units(question: Question) -> int:
+    """What a step works off, told by a batch."""
+    workload = question.workload
+    batch = workload.batch(torch.Generator())
+    return int(workload.weight(batch)) * question.config.training.gradient_accumulation_steps
+
+
+def _result(found: _Found) -> ProfileResult:
+    question, tally, rates, measurement = found.question, found.counted.tally, found.rates, found.measurement
+    times = phase_times(measurement.timed) if measurement.timed else None
+    per_s = units_per_s(measurement.timed) if measurement.timed else None
+    line = rates.roofline if rates else None
+    known = _with_mfu(found, per_s)
+    modules, ops = module_costs(tally), op_costs(tally)
+    if found.trace:
+        modules, ops = with_seconds(modules, found.trace), with_durations(ops, found.trace)
+    trainable = sum(p.numel() for p in found.model.parameters() if p.requires_grad)
+    forward_s = measurement.forward_s
+    return ProfileResult(
+        target=question.target,
+        settings=list(question.settings),
+        device=question.machine.device,
+        gpu=question.machine.gpu.name if question.machine.gpu else None,
+        parameters_count=sum(p.numel() for p in found.model.parameters()),
+        trainable_parameters_count=trainable,
+        unit=question.workload.unit,
+        units_per_step=found.units,
+        flops=flop_counts(tally),
+        time=times,
+        tokens_per_s=per_s,
+        mfu=next((one.mfu for one in known if one.headline), None),
+        hfu=next((one.mfu for one in known if one.name == EXECUTED), None),
+        peak_flops_per_s=line.flops_per_s if line else None,
+        peak_flops_source=line.flops_source if line else "no peak is known for this GPU",
+        ratio_terms=ratio_terms(tally),
+        recompute_terms=recompute_terms(tally),
+        conventions=known,
+        modules=modules,
+        ops=under_roofs(ops, tally.costs, rates) if rates else ops,
+        unexplained=unexplained(times, found.trace) if times and found.trace else [],
+        recorder_overhead=_overhead(measurement),
+        roofline=line,
+        predicted=predict(tally.costs, found.units, rates, times) if rates else None,
+        finite_differences=finite_differences(times, forward_s, trainable) if times and forward_s else None,
+        memory=found.admission.memory,
+        compiled=question.config.training.compile and times is not None,
+        extrapolated_from_layers=list(found.counted.depths),
+        assumptions=assumptions(question, found.admission, measurement, found.counted.depths),
+        warnings=warnings(found.admission, measurement),
+        interrupted=measurement.interrupted,
+    )
+
+
+def _with_mfu(found: _Found, per_s: float | None) -> list[Convention]:
+    """Every convention with the MFU that it gives."""
+    config = None if found.question.code else found.question.config
+    known = conventions(found.counted.tally, found.units, config)
+    peak = found.rates.roofline.flops_per_s if found.rates else None
+    if per_s is None or peak is None:
+        return known
+    return [one.model_copy(update={"mfu": one.flops_per_unit * per_s / peak}) for one in known]
+
+
+def _overhead(measurement: Measurement) -> float | None:
+    """How much longer a recorded step takes, as a share of one that is not."""
+    if not measurement.recorded:
+        return None
+    recorded, plain = (
+        statistics.median(step.seconds["step"] for step in steps) for steps in (measurement.recorded, measurement.timed)
+    )
+    return recorded / plain - 1

@@ -1,0 +1,73 @@
+"""What the figures take for granted, and what makes them doubtful, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bptool.analysis.profile.admission import Admission
+from bptool.analysis.profile.measuring import Measurement
+from bptool.analysis.profile.prediction import PUBLISHED
+from bptool.analysis.question import Question
+
+
+def assumptions(question: Question, admitted: Admission, measurement: Measurement, depths: Sequence[int]) -> list[str]:
+    """Sentences."""
+    sentences = [*question.machine.assumptions] if question.machine.gpu else []
+    if admitted.refusal and admitted.expected:
+        sentences.append(f"counted, {admitted.refusal}")
+    if admitted.note:
+        sentences.append(admitted.note)
+    if depths:
+        low, high, check = depths
+        known = f"{low} and {high}, and so do {check}, as counting them showed"
+        sentences.append(f"{question.workload.n_layers} layers follow from {known}")
+    sentences += _of_counting(question)
+    if measurement.timed:
+        sentences += _of_timing(question)
+    if measurement.traces:
+        sentences += _of_recording(question)
+    if question.machine.gpu and not measurement.timed:
+        nearest, farthest = PUBLISHED
+        sentences.append(
+            "the predicted time is a lower bound: published runs with fused attention (nanoGPT on A100s, torchtitan on"
+            f" A100s and H100s) took {nearest} to {farthest} times as long, written-out attention takes longer still"
+        )
+    return sentences
+
+
+def warnings(admitted: Admission, measurement: Measurement) -> list[str]:
+    """Each with its remedy."""
+    found = list(measurement.warnings)
+    if admitted.refusal and not admitted.expected:
+        remedy = "make the batch or the model smaller, or name the machine that it is for with --gpu"
+        found.insert(0, f"counted, {admitted.refusal}: {remedy}")
+    if measurement.interrupted:
+        found.insert(0, "interrupted: figures are of the steps until then; let it run to its end for all of them")
+    return found
+
+
+def _of_counting(question: Question) -> Iterator[str]:
+    counted = "attention is counted over all T x T scores"
+    taken = "half of them where it is causal" if question.machine.gpu else "all of them, as a CPU's kernel does"
+    yield f"{counted}; its predicted time is of {taken}"
+
+
+def _of_timing(question: Question) -> Iterator[str]:
+    yield "batches are random and made on the spot: the data phase is not that of a corpus"
+    config = question.config
+    if config.training.compile:
+        yield "compiled: times are of the compiled model, FLOPs of the same model run eagerly; no operation is timed"
+    if not question.code and config.training.loss == "fused":
+        yield (
+            "the fused loss computes its gradients in the forward: they are time of the forward, and FLOPs of the"
+            " backward (training.loss=plain keeps them apart)"
+        )
+
+
+def _of_recording(question: Question) -> Iterator[str]:
+    yield (
+        "a module's time is that of its operations and since the one before each of them, so that Python and autograd"
+        " are in it; medians over recorded steps"
+    )
+    if question.machine.device == "cpu":
+        yield "what the recorder takes of itself was measured on an operation that does nothing, and is taken out"

@@ -1,0 +1,170 @@
+"""Why backward over forward is not 2, and recomputation over forward not 1, in terms that add up exactly.
+
+A layer owes two gradients, each of as many FLOPs as its forward: a ratio of 2. Every module's `dgrad + wgrad` less
+`2 forward` is put under the reason for it; together these are the ratio less 2, as fractions, before anything is
+rounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from typing import NamedTuple
+
+from bptool.analysis.profile.result import RatioTerm, RecomputeTerm
+from bptool.analysis.profile.tally import NOTHING, Cost, ModuleFacts, Tally
+from bptool.instruments.operation_trace import Kind
+
+RESCORING = "attention's backward computes the scores again"
+NO_DGRAD = "no gradient of the input is wanted"
+NO_WGRAD = "frozen parameters have no gradient"
+NO_BACKWARD = "no gradient comes back"
+EMBEDDINGS = "embeddings are looked up: no FLOPs in either direction"
+
+NOT_RECOMPUTED = "blocks that keep their activations"
+EARLY_STOP = "early stop: what no gradient needs is not made again"
+OUTSIDE = "outside of the recomputed blocks"
+AGAIN = "made more than once again"
+
+_ATTENTION = re.compile("attention|flex")
+
+
+class Term(NamedTuple):
+    """A part of a ratio, unrounded."""
+
+    name: str
+    excess: Fraction
+    modules: tuple[str, ...]
+
+
+def ratio_terms(tally: Tally) -> list[RatioTerm]:
+    """Largest first; they add up to (dgrad + wgrad) / forward - 2. Empty where the forward has no FLOPs."""
+    return [
+        RatioTerm(name=term.name, excess_over_two=float(term.excess), detail=_listed(term.modules))
+        for term in exact_ratio_terms(tally)
+    ]
+
+
+def recompute_terms(tally: Tally) -> list[RecomputeTerm]:
+    """Largest first; they add up to recompute / forward - 1. Empty where nothing is recomputed."""
+    return [
+        RecomputeTerm(name=term.name, excess_over_one=float(term.excess), detail=_listed(term.modules))
+        for term in exact_recompute_terms(tally)
+    ]
+
+
+def exact_ratio_terms(tally: Tally) -> list[Term]:
+    """The same as fractions."""
+    parts = [part for name, costs in _products(tally) for part in _parts(name, costs, tally.modules.get(name))]
+    parts += [(EMBEDDINGS, 0, name) for name in _embeddings(tally)]
+    return _summed(parts, tally.flops("forward"))
+
+
+def exact_recompute_terms(tally: Tally) -> list[Term]:
+    """The same as fractions."""
+    if not tally.flops("recompute"):
+        return []
+    flops = {name: (_flops(costs, "forward"), _flops(costs, "recompute")) for name, costs in tally.by_module().items()}
+    again = {prefix for name, (_, made) in flops.items() if made for prefix in _prefixes(name)}
+    alike = {_pattern(prefix) for prefix in again}
+    parts = [
+        (_recompute_reason(name, made > forward, again, alike), made - forward, name)
+        for name, (forward, made) in flops.items()
+        if made != forward
+    ]
+    return _summed(parts, tally.flops("forward"))
+
+
+_Part = tuple[str, int, str]
+"""Reason, FLOPs in excess, module."""
+
+
+def _parts(name: str, costs: tuple[dict[Kind, Cost], dict[Kind, Cost]], facts: ModuleFacts | None) -> Iterator[_Part]:
+    """Of one module: its fused attention, and its other products."""
+    attention, other = costs
+    excess = _backward(attention) - 2 * _flops(attention, "forward")
+    if excess:
+        yield (RESCORING if excess > 0 else NO_BACKWARD), excess, name
+    forward, dgrad, wgrad = (_flops(other, kind) for kind in ("forward", "dgrad", "wgrad"))
+    excess = dgrad + wgrad - 2 * forward
+    if not excess:
+        return
+    if not dgrad and not wgrad:
+        yield NO_BACKWARD, excess, name
+    elif excess == -forward and not dgrad:
+        yield NO_DGRAD, excess, name
+    elif excess == -forward and facts is not None and facts.parameters and not facts.trainable:
+        yield NO_WGRAD, excess, name
+    else:
+        yield f"other products of {_pattern(name) or 'the model itself'}", excess, name
+
+
+def _products(tally: Tally) -> Iterator[tuple[str, tuple[dict[Kind, Cost], dict[Kind, Cost]]]]:
+    """Each module with FLOPs: those of fused attention, and the others."""
+    found: dict[str, tuple[dict[Kind, Cost], dict[Kind, Cost]]] = {}
+    for place, cost in tally.costs.items():
+        if cost.flops and place.kind in ("forward", "dgrad", "wgrad"):
+            costs = found.setdefault(place.module, ({}, {}))[0 if _ATTENTION.search(place.op) else 1]
+            costs[place.kind] = costs.get(place.kind, NOTHING).plus(cost)
+    yield from found.items()
+
+
+def _embeddings(tally: Tally) -> list[str]:
+    return list(dict.fromkeys(place.module for place in tally.costs if place.op == "embedding"))
+
+
+def _recompute_reason(name: str, more: bool, again: set[str], alike: set[str]) -> str:
+    """Why a module's recomputation is not its forward.
+
+    Args:
+        again: modules in which something was recomputed; alike: their patterns.
+    """
+    if more:
+        return AGAIN
+    around = _prefixes(name)
+    numbered = [prefix for prefix in around if prefix.rpartition(".")[2].isdigit()] or around
+    if any(prefix in again for prefix in numbered):
+        return EARLY_STOP
+    return NOT_RECOMPUTED if any(_pattern(prefix) in alike for prefix in numbered) else OUTSIDE
+
+
+def _summed(parts: Iterable[_Part], forward: int) -> list[Term]:
+    """One term a reason, as shares of the forward."""
+    excess: dict[str, int] = {}
+    modules: dict[str, list[str]] = {}
+    for reason, flops, name in parts:
+        excess[reason] = excess.get(reason, 0) + flops
+        modules.setdefault(reason, []).append(name)
+    if not forward:
+        return []
+    terms = [Term(reason, Fraction(flops, forward), tuple(modules[reason])) for reason, flops in excess.items()]
+    return sorted(terms, key=lambda term: -abs(term.excess))
+
+
+def _flops(costs: Mapping[Kind, Cost], kind: Kind) -> int:
+    return costs.get(kind, NOTHING).flops
+
+
+def _backward(costs: Mapping[Kind, Cost]) -> int:
+    return _flops(costs, "dgrad") + _flops(costs, "wgrad")
+
+
+def _prefixes(name: str) -> list[str]:
+    """`a.0.b` to `["a", "a.0", "a.0.b"]`: the model itself is around everything and tells nothing."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+
+
+def _pattern(name: str) -> str:
+    """`blocks.3.attention` to `blocks.*.attention`."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Patterns of modules, and how many each one stands for."""
+    counts: dict[str, int] = {}
+    for name in names:
+        pattern = _pattern(name) or "the model itself"
+        counts[pattern] = counts.get(pattern, 0) + 1
+    return ", ".join(f"{pattern} ({count})" if count > 1 else pattern for pattern, count in counts.items())

@@ -1,0 +1,37 @@
+"""Records of operations that several tests make: a model's forward and backward, and sums over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from bptool.instruments.operation_recorder import OperationRecorder
+from bptool.instruments.operation_trace import Operation, OperationTrace
+
+
+def recorded(model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None) -> OperationTrace:
+    """One forward and its backward; the loss is the sum of what the model returns (first), where none is given."""
+    recorder = OperationRecorder()
+    with recorder, recorder.watching(model), recorder.phase("step"):
+        with recorder.phase("forward"):
+            result = model(*inputs)
+            value = loss(result) if loss else (result if isinstance(result, Tensor) else result[0]).sum()
+        with recorder.phase("backward"):
+            value.backward()
+    return recorder.trace()
+
+
+def flops(operations: Iterable[Operation], **wanted: str) -> int:
+    """Of those whose attributes are as wanted, such as `kind="wgrad"`."""
+    return sum(o.flops * o.times for o in operations if all(getattr(o, k) == v for k, v in wanted.items()))
+
+
+def split(trace: OperationTrace, module: str | None = None) -> tuple[int, int, int, int]:
+    """FLOPs of forward, dgrad, wgrad and recomputation, of one module alone where it is named."""
+    where = {} if module is None else {"module": module}
+    forward, dgrad, wgrad, again = (
+        flops(trace.operations, kind=kind, **where) for kind in ("forward", "dgrad", "wgrad", "recompute")
+    )
+    return forward, dgrad, wgrad, again
