@@ -52,8 +52,18 @@ def format_rate(per_second: float, unit: str) -> str:
     return f"{per_second:.1f} {unit}/s"
 
 
+def format_flops(n: float) -> str:
+    """`512 FLOP`, `1.25 kFLOP`, `382.14 GFLOP`: a number of operations with a decimal prefix."""
+    for size, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= size:
+            return f"{n / size:.2f} {prefix}FLOP"
+    return f"{n:.0f} FLOP"
+
+
 def format_duration(seconds: float) -> str:
-    """`1.25 ms`, `3.20 s`, `2m 05s`, `3h 07m`, `2d 04h`."""
+    """`12.50 µs`, `1.25 ms`, `3.20 s`, `2m 05s`, `3h 07m`, `2d 04h`, `4.2 years`."""
+    if 0 < abs(seconds) < 1e-3:
+        return f"{seconds * 1e6:.2f} µs"
     if seconds < 1:
         return f"{seconds * 1e3:.2f} ms"
     if seconds < 60:
@@ -65,4 +75,6 @@ def format_duration(seconds: float) -> str:
     if hours < 24:
         return f"{hours}h {minutes:02d}m"
     days, hours = divmod(hours, 24)
+    if days >= 1000:
+        return f"{days / 365.25:,.1f} years"
     return f"{days}d {hours:02d}h"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bptool.units import format_bytes, format_count, format_duration, format_rate, gib
+from bptool.units import format_bytes, format_count, format_duration, format_flops, format_rate, gib
 
 BINARY = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 DECIMAL = {"": 1.0, "K": 1e3, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
@@ -79,9 +79,26 @@ def test_rate(rate: float, unit: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (0, "0 FLOP"),
+        (999, "999 FLOP"),
+        (1_250, "1.25 kFLOP"),
+        (382_140_000_000, "382.14 GFLOP"),
+        (2.5e15, "2.50 PFLOP"),
+        (3e22, "30.00 ZFLOP"),
+        (-(10**6), "-1.00 MFLOP"),
+    ],
+)
+def test_flops(n: float, expected: str) -> None:
+    assert format_flops(n) == expected
+
+
+@pytest.mark.parametrize(
     ("seconds", "expected"),
     [
         (0.0, "0.00 ms"),
+        (0.0000125, "12.50 µs"),
         (0.00125, "1.25 ms"),
         (3.2, "3.20 s"),
         (60.0, "1m 00s"),
@@ -89,6 +106,9 @@ def test_rate(rate: float, unit: str, expected: str) -> None:
         (3599.7, "1h 00m"),
         (3 * 3600 + 7 * 60, "3h 07m"),
         (2 * 86400 + 4 * 3600, "2d 04h"),
+        (999 * 86400, "999d 00h"),
+        (1461 * 86400, "4.0 years"),
+        (1_461_000 * 86400, "4,000.0 years"),
     ],
 )
 def test_duration(seconds: float, expected: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from bptool.analysis.memory.result import ModuleBytes
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -38,16 +41,21 @@ def module_tree(modules: Iterable[ModuleBytes]) -> ModuleNode:
     return _gathered(root)
 
 
+def successive(items: Iterable[T], are_alike: Callable[[T, T], bool]) -> list[list[T]]:
+    """The items in runs of neighbours that are alike."""
+    runs: list[list[T]] = []
+    for item in items:
+        if runs and are_alike(runs[-1][-1], item):
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return runs
+
+
 def _gathered(node: ModuleNode) -> ModuleNode:
     """The same, with numbered neighbours of the same figures, inside too, as one."""
     children = [_gathered(child) for child in node.children.values()]
-    groups: list[list[ModuleNode]] = []
-    for child in children:
-        if groups and _are_alike(groups[-1][-1], child):
-            groups[-1].append(child)
-        else:
-            groups.append([child])
-    together = [group[0] if len(group) == 1 else _together(group) for group in groups]
+    together = [run[0] if len(run) == 1 else _together(run) for run in successive(children, _are_alike)]
     return replace(node, children={child.name: child for child in together})
 
 

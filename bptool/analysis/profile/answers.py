@@ -15,7 +15,7 @@ from bptool.analysis.profile.conventions import EXECUTED, conventions
 from bptool.analysis.profile.counting import count_question
 from bptool.analysis.profile.depth import Counted
 from bptool.analysis.profile.measuring import Measurement, Plan, Progress, measure, recorder_cost_s
-from bptool.analysis.profile.parts import flop_counts, module_costs, op_costs
+from bptool.analysis.profile.parts import flop_counts, module_costs, op_costs, phase_counts
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.ratio_terms import ratio_terms, recompute_terms
 from bptool.analysis.profile.reconciliation import typical, unexplained, with_durations, with_seconds
@@ -147,6 +147,7 @@ def _result(found: _Found) -> ProfileResult:
         unit=question.workload.unit,
         units_per_step=found.units,
         flops=flop_counts(tally),
+        phases=phase_counts(tally),
         time=times,
         tokens_per_s=per_s,
         mfu=next((one.mfu for one in known if one.headline), None),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
-from bptool.analysis.profile.result import FlopCounts, ModuleCost, OpCost
+from bptool.analysis.profile.result import FlopCounts, ModuleCost, OpCost, PhaseCounts
 from bptool.analysis.profile.tally import NOTHING, Cost, ModuleFacts, Tally
 from bptool.instruments.operation_trace import Kind
+from bptool.training.instrument import Phase
 
 Status = Literal["used", "frozen", "no_backward", "unused"]
 
@@ -24,6 +25,23 @@ def flop_counts(tally: Tally) -> FlopCounts:
         optimizer_flops=sum(cost.flops + cost.pointwise_flops for cost in optimizer),
         backward_over_forward=(dgrad + wgrad) / forward if forward else None,
     )
+
+
+def phase_counts(tally: Tally) -> list[PhaseCounts]:
+    """Of each phase, in the step's order; what is between them is the step's own."""
+    found: dict[str, Cost] = {}
+    for place, cost in tally.costs.items():
+        found[place.phase] = found.get(place.phase, NOTHING).plus(cost)
+    return [
+        PhaseCounts(
+            phase=phase,
+            flops=found[phase].flops,
+            pointwise_flops=found[phase].pointwise_flops,
+            bytes_moved=found[phase].bytes_moved,
+        )
+        for phase in (*get_args(Phase)[1:], "step")
+        if phase in found
+    ]
 
 
 def module_costs(tally: Tally) -> list[ModuleCost]:

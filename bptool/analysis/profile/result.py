@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from bptool.analysis.result import Record, Result
 
 
@@ -23,6 +25,20 @@ class FlopCounts(Record):
     recompute_flops: int
     optimizer_flops: int
     backward_over_forward: float | None
+
+
+class PhaseCounts(Record):
+    """What one phase does, all micro-batches together, without the phases inside it.
+
+    Attributes:
+        flops: of matrix products, convolutions and attention; a fused loss's gradients are among the forward's.
+        pointwise_flops: of all else, one for each result element of each arithmetic step.
+    """
+
+    phase: str
+    flops: int
+    pointwise_flops: int
+    bytes_moved: int
 
 
 class Duration(Record):
@@ -240,6 +256,7 @@ class ProfileResult(Result):
         target, settings: in the user's words.
         device: `cpu` or `cuda`; gpu: which, where one was named or is there.
         unit, units_per_step: what a step works off, such as tokens.
+        phases: what each does, in the step's order.
         time: None where no step was run; so are the figures that follow from it.
         tokens_per_s: of whatever `unit` is, from the median step.
         mfu: model FLOPs per second over `peak_flops_per_s`, by the headline convention; hfu: all FLOPs that are done.
@@ -261,6 +278,7 @@ class ProfileResult(Result):
     unit: str
     units_per_step: int
     flops: FlopCounts
+    phases: list[PhaseCounts] = Field(default_factory=list)
     time: PhaseTimes | None
     tokens_per_s: float | None
     mfu: float | None

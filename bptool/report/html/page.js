@@ -1,6 +1,6 @@
 "use strict";
-// What a page does beyond what HTML does by itself: charts are read out under a pointer or by keys, trees unfold at
-// once. Without this script a page shows the same figures for each chart's marked instant.
+// What a page does beyond what HTML does by itself: charts are read out under a pointer or by keys, icicles widen
+// what is clicked, trees unfold at once. Without this script a page shows the same figures for each chart's marked instant.
 
 // A number to so many decimals; of two that are equally near, the even one, as Python does.
 function rounded(value, decimals) {
@@ -121,5 +121,92 @@ function foldable(tree) {
   });
 }
 
+// Slabs as wide as their shares of the one that is zoomed into; the ones around it are as wide as the picture.
+function zoomable(icicle) {
+  const data = JSON.parse(icicle.querySelector("script").textContent);
+  const find = (selector) => icicle.querySelector(selector);
+  const slabs = [...icicle.querySelectorAll(".slab")], rows = [...icicle.querySelectorAll("tbody tr")];
+  const drawing = find(".slabs"), release = find(".release");
+  const within = (i, j) => data.left[i] >= data.left[j] - 1e-6 && data.left[i] + data.width[i] <= data.left[j] + data.width[j] + 1e-6;
+  let zoomed = 0, selected = 0;
+
+  function read(i) {
+    find(".moment").textContent = data.words[i][1];
+    find(".place").textContent = data.note[i];
+    rows.forEach((row, k) => data.figures[i][k].forEach((figure, j) => { row.cells[j + 1].textContent = figure; }));
+  }
+
+  function fit() {
+    const whole = drawing.getBoundingClientRect().width;
+    slabs.forEach((slab, i) => {
+      const text = slab.querySelector("text"), room = (parseFloat(slab.getAttribute("width")) / 100) * whole - 10;
+      for (const words of [...data.words[i], ""]) {
+        text.textContent = words;
+        if (text.getComputedTextLength() <= room) break;
+      }
+    });
+  }
+
+  function zoom(i) {
+    zoomed = i;
+    slabs.forEach((slab, j) => {
+      const begin = Math.max(0, (data.left[j] - data.left[i]) / data.width[i]);
+      const end = Math.min(1, (data.left[j] + data.width[j] - data.left[i]) / data.width[i]);
+      slab.classList.toggle("gone", end - begin < 1e-5);
+      slab.setAttribute("x", `${100 * begin}%`);
+      slab.setAttribute("width", `${100 * Math.max(end - begin, 0)}%`);
+    });
+    release.hidden = i === 0;
+    fit();
+    select(i);
+  }
+
+  function select(i) {
+    selected = i;
+    slabs.forEach((slab, j) => { slab.classList.toggle("selected", j === i && document.activeElement === drawing); });
+    drawing.setAttribute("aria-label", `${data.words[i][1]}, ${data.figures[i].at(-1).join(", ")}`);
+    read(i);
+  }
+
+  // The nearest slab above, below or beside the selected one.
+  function beside(key) {
+    const level = data.level[selected] + ({ ArrowUp: -1, ArrowDown: 1 }[key] ?? 0);
+    const row = slabs.map((_, j) => j).filter((j) => data.level[j] === level);
+    if (key === "ArrowUp") return row.find((j) => within(selected, j));
+    if (key === "ArrowDown") return row.find((j) => within(j, selected));
+    return row[row.indexOf(selected) + (key === "ArrowRight" ? 1 : -1)];
+  }
+
+  function press(event) {
+    if (event.key === "Escape") zoom(0);
+    else if (event.key === "Enter") zoom(selected);
+    else if (event.key.startsWith("Arrow")) select(beside(event.key) ?? selected);
+    else return;
+    event.preventDefault();
+  }
+
+  slabs.forEach((slab, i) => {
+    slab.addEventListener("pointerenter", () => { read(i); });
+    slab.addEventListener("click", () => { zoom(i); });
+  });
+  drawing.setAttribute("tabindex", 0);
+  drawing.addEventListener("pointerleave", () => { read(selected); });
+  for (const change of ["focus", "blur"]) drawing.addEventListener(change, () => { select(selected); });
+  drawing.addEventListener("keydown", press);
+  release.addEventListener("click", () => { zoom(0); drawing.focus(); });
+  window.addEventListener("resize", fit);
+  fit();
+}
+
+function readable(plot) {
+  const words = plot.querySelector(".pointed-at");
+  for (const dot of plot.querySelectorAll(".dot")) {
+    for (const name of ["pointerenter", "focus"]) dot.addEventListener(name, () => { words.textContent = dot.ariaLabel; });
+    for (const name of ["pointerleave", "blur"]) dot.addEventListener(name, () => { words.textContent = words.dataset.hint; });
+  }
+}
+
 document.querySelectorAll("figure.chart").forEach(liven);
+document.querySelectorAll("figure.icicle").forEach(zoomable);
+document.querySelectorAll("figure.roofline").forEach(readable);
 document.querySelectorAll(".tree").forEach(foldable);

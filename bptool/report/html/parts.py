@@ -37,11 +37,11 @@ class Column:
     """A column of a table.
 
     Attributes:
-        kind: a number is set to the right; what is aside is left out where there is little room.
+        kind: a number is set to the right; what is aside is left out where there is little room; words get most of it.
     """
 
     heading: str
-    kind: Literal["text", "number", "aside", "aside number"] = "text"
+    kind: Literal["text", "number", "aside", "aside number", "words"] = "text"
 
 
 Cell = Element | str

@@ -1,0 +1,181 @@
+"""`bptool profile`: where do forward, backward and recomputation go?"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bptool.cli.guard import guarded, note, say
+from bptool.cli.words import Debug, Json, Keys, Words, split_words
+from bptool.errors import EXIT_INTERRUPTED, UsageError
+
+if TYPE_CHECKING:
+    from bptool.analysis.profile.answers import Profiled
+    from bptool.analysis.profile.result import ProfileResult
+
+_EXAMPLE = """\b
+Examples:
+  bptool profile
+  bptool profile gpt2 training.micro_batch_size=2 --html gpt2.html
+  bptool profile llama3-405b --gpu h100 --count
+  bptool profile my_model.py:vit --trace vit.json"""
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+GpuName = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu", metavar="NAME", help="A GPU that need not be there, to count and predict for: h100, rtx4090, ..."
+    ),
+]
+Steps = Annotated[int, typer.Option("--steps", metavar="N", help="Timed steps.")]
+WarmUp = Annotated[int, typer.Option("--warmup", metavar="N", help="Steps before them, which are not timed.")]
+Count = Annotated[bool, typer.Option("--count", help="Count only, on tensors without values; run nothing.")]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a page: icicle of modules, roofline, tables.")
+]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace", metavar="FILE", help="Write a recorded step as a Chrome trace, for Perfetto.")
+]
+Board = Annotated[
+    Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write the timed steps as TensorBoard scalars.")
+]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What is to be written."""
+
+    html: Path | None
+    trace: Path | None
+    tensorboard: Path | None
+
+    def existing(self) -> Iterator[Path]:
+        """What lies there already."""
+        yield from (file for file in (self.html, self.trace) if file and file.exists())
+        if self.tensorboard:
+            yield from sorted(self.tensorboard.glob("events.out.tfevents.*"))[:1]
+
+    def about_time(self) -> Iterator[str]:
+        """The options that need a step that is run."""
+        if self.trace:
+            yield "--trace"
+        if self.tensorboard:
+            yield "--tensorboard"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("profile", epilog=_EXAMPLE)(profile)
+
+
+@guarded
+def profile(
+    words: Words = None,
+    device: Device = "auto",
+    gpu: GpuName = None,
+    steps: Steps = 10,
+    warmup: WarmUp = 3,
+    count: Count = False,
+    html: Html = None,
+    trace: TraceFile = None,
+    tensorboard: Board = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE, and what DIR shows.")] = False,
+    keys: Keys = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show where forward, backward and recompute go.
+
+    The trainer's own step, counted in FLOPs exactly and timed. Exit codes: 0 done, 2 a wrong command line, config or
+    model, 3 the machine said no, 130 stopped by Ctrl-C, after printing what was gathered.
+    """
+    target, overrides = split_words(words)
+    files = _Files(html, trace, tensorboard)
+    _refuse(device, gpu, steps, warmup)
+    _refuse_files(files, count=count, force=force)
+
+    from bptool.analysis.profile.answers import profile as profiled_step
+    from bptool.analysis.profile.measuring import Plan
+    from bptool.analysis.question import ask
+    from bptool.report.step_progress import counting_steps
+
+    with redirect_stdout(sys.stderr), counting_steps() as done:  # what the user's own code prints is not our result
+        question = ask(target, overrides, command="profile", device=device, gpu=gpu)
+        profiled = profiled_step(question, Plan(steps=steps, warmup=warmup, measure=not count), done)
+    for warning in profiled.result.warnings:
+        say(f"warning: {warning}")
+    _write(files, profiled)
+    typer.echo(profiled.result.json_text() if json else _text(profiled.result))
+    if profiled.result.interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _refuse(device: str, gpu: str | None, steps: int, warmup: int) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device} is neither auto, cpu nor cuda", "a GPU's name goes into --gpu")
+    if device == "cpu" and gpu:
+        raise UsageError("--device cpu and --gpu exclude each other", "leave out one of them")
+    if steps < 1:
+        raise UsageError(f"--steps {steps}: a median needs a step at least", "--count runs none, and counts FLOPs")
+    if warmup < 0:
+        raise UsageError(f"--warmup {warmup} is less than none", "--warmup 0 times the first step too")
+
+
+def _refuse_files(files: _Files, *, count: bool, force: bool) -> None:
+    for option in files.about_time() if count else ():
+        raise UsageError(f"{option} shows measured time, and --count runs nothing", f"leave out --count, or {option}")
+    for file in files.existing() if not force else ():
+        raise UsageError(f"{file} exists already", "choose another name, or overwrite it with --force")
+
+
+def _write(files: _Files, profiled: Profiled) -> None:
+    """Write what was asked for, and say what it is good for."""
+    from bptool.report.storage import writing
+
+    result = profiled.result
+    if files.html:
+        from bptool.report.profile_page import render_page
+
+        with writing(files.html, then="run it again"):
+            files.html.write_text(render_page(result, command=shlex.join(["bptool", *sys.argv[1:]])), "utf-8")
+        say(f"wrote {files.html}")
+    if files.trace and not profiled.trace:
+        note("no step was recorded: --trace wrote nothing")
+    if files.tensorboard and not result.time:
+        note("no step was timed: --tensorboard wrote nothing")
+    if files.trace and profiled.trace:
+        from bptool.report.profile import asked
+        from bptool.report.profile_trace import write_trace
+
+        write_trace(files.trace, profiled.trace, name=asked(result))
+        say(f"wrote {files.trace}: open it at ui.perfetto.dev, which reads it in the browser")
+    if files.tensorboard and result.time:
+        from bptool.report.profile_tensorboard import write_scalars
+
+        write_scalars(files.tensorboard, result)
+        say(f"wrote {files.tensorboard}: tensorboard --logdir {shlex.quote(str(files.tensorboard))}")
+
+
+def _text(result: ProfileResult) -> str:
+    """The report with its picture, as wide as the terminal, coloured where a person reads it."""
+    import shutil
+
+    from rich.console import Console
+
+    from bptool.report.cost_tree import cost_tree
+    from bptool.report.icicle import icicle
+    from bptool.report.profile import render
+
+    console = Console()
+    width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 200))
+    drawn = icicle(cost_tree(result.modules), width=width, colored=console.is_terminal and not console.no_color)
+    with console.capture() as capture:
+        console.print(drawn, end="", soft_wrap=True)
+    return render(result, width=width, picture=capture.get())
