@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bptool.cli.garbage import collecting_seldom
 from bptool.cli.guard import guarded, say
+from bptool.cli.refusals import refuse_device, refuse_files
 from bptool.cli.words import Debug, Json, Keys, Words, split_words
-from bptool.errors import AnswerIsNo, UsageError
+from bptool.errors import AnswerIsNo
 
 if TYPE_CHECKING:
     from bptool.analysis.memory.estimate import Simulated
@@ -81,11 +81,11 @@ def memory_estimate(
     codes: 0 it fits, 1 it does not, 2 a wrong command line, config or model, 3 the machine said no.
     """
     target, overrides = split_words(words)
-    _refuse(device, gpu)
-    _refuse_files({"--html": html, "--snapshot": snapshot}, force=force)
+    refuse_device(device, gpu)
+    refuse_files({"--html": html, "--snapshot": snapshot}, force=force)
 
     # A real step is to meet the garbage collector as the trainer's does.
-    with nullcontext() if validate else _collecting_seldom():
+    with nullcontext() if validate else collecting_seldom():
         from bptool.analysis.memory.answers import Further, answer, ask
 
         with redirect_stdout(sys.stderr):  # what the user's own code prints is not our result
@@ -100,41 +100,6 @@ def memory_estimate(
         typer.echo(result.json_text() if json else _text(result, step))
     if result.fits is False:
         raise typer.Exit(AnswerIsNo.exit_code)
-
-
-@contextmanager
-def _collecting_seldom() -> Iterator[None]:
-    """Look for garbage a hundred times less often: records are many small objects, none of them in a cycle.
-
-    It takes a quarter of the time, importing PyTorch included.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(100_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
-def _refuse(device: str, gpu: str | None) -> None:
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {device} is neither auto, cpu nor cuda", "a GPU's name goes into --gpu")
-    if device == "cpu" and gpu:
-        raise UsageError("--device cpu and --gpu exclude each other", "leave out one of them")
-
-
-def _refuse_files(files: Mapping[str, Path | None], *, force: bool) -> None:
-    """What cannot be written is said before anything is computed."""
-    asked = {option: file for option, file in files.items() if file is not None}
-    for option, file in asked.items():
-        if file.is_dir():
-            raise UsageError(f"{option} {file} is a folder", f"name a file in it, such as {option} {file / 'estimate'}")
-        if file.exists() and not force:
-            raise UsageError(f"{file} exists already", "choose another name, or overwrite it with --force")
-        if not file.parent.is_dir():
-            raise UsageError(f"{option} {file}: there is no folder {file.parent}", f"mkdir -p {file.parent}")
-    if len(set(asked.values())) < len(asked):
-        raise UsageError(f"{' and '.join(asked)} name the same file", "give each a name of its own")
 
 
 def _write_page(path: Path, result: MemoryEstimate, step: Simulated) -> None:

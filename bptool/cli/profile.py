@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bptool.cli.guard import guarded, note, say
+from bptool.cli.refusals import refuse_device, refuse_files
 from bptool.cli.words import Debug, Json, Keys, Words, split_words
 from bptool.errors import EXIT_INTERRUPTED, UsageError
 
@@ -56,9 +57,8 @@ class _Files:
     trace: Path | None
     tensorboard: Path | None
 
-    def existing(self) -> Iterator[Path]:
-        """What lies there already."""
-        yield from (file for file in (self.html, self.trace) if file and file.exists())
+    def shown(self) -> Iterator[Path]:
+        """What TensorBoard would show already."""
         if self.tensorboard:
             yield from sorted(self.tensorboard.glob("events.out.tfevents.*"))[:1]
 
@@ -118,10 +118,7 @@ def profile(
 
 
 def _refuse(device: str, gpu: str | None, steps: int, warmup: int) -> None:
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {device} is neither auto, cpu nor cuda", "a GPU's name goes into --gpu")
-    if device == "cpu" and gpu:
-        raise UsageError("--device cpu and --gpu exclude each other", "leave out one of them")
+    refuse_device(device, gpu)
     if steps < 1:
         raise UsageError(f"--steps {steps}: a median needs a step at least", "--count runs none, and counts FLOPs")
     if warmup < 0:
@@ -131,20 +128,19 @@ def _refuse(device: str, gpu: str | None, steps: int, warmup: int) -> None:
 def _refuse_files(files: _Files, *, count: bool, force: bool) -> None:
     for option in files.about_time() if count else ():
         raise UsageError(f"{option} shows measured time, and --count runs nothing", f"leave out --count, or {option}")
-    for file in files.existing() if not force else ():
+    refuse_files({"--html": files.html, "--trace": files.trace}, force=force)
+    for file in files.shown() if not force else ():
         raise UsageError(f"{file} exists already", "choose another name, or overwrite it with --force")
 
 
 def _write(files: _Files, profiled: Profiled) -> None:
     """Write what was asked for, and say what it is good for."""
-    from bptool.report.storage import writing
-
     result = profiled.result
     if files.html:
+        from bptool.files import replace_text
         from bptool.report.profile_page import render_page
 
-        with writing(files.html, then="run it again"):
-            files.html.write_text(render_page(result, command=shlex.join(["bptool", *sys.argv[1:]])), "utf-8")
+        replace_text(files.html, render_page(result, command=shlex.join(["bptool", *sys.argv[1:]])))
         say(f"wrote {files.html}")
     if files.trace and not profiled.trace:
         note("no step was recorded: --trace wrote nothing")

@@ -7,8 +7,8 @@ from pathlib import Path
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from bptool.analysis.profile.result import PhaseTimes, ProfileResult
+from bptool.files import writing
 from bptool.report.event_file import EventFile
-from bptool.report.storage import writing
 
 _PHASES = ("step", "data", "forward", "recompute", "backward", "clip", "optimizer")
 
@@ -24,7 +24,7 @@ def write_scalars(folder: Path, profile: ProfileResult) -> None:
     """
     if profile.time is None:
         return
-    with writing(folder, then="run it again"):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     events = EventFile(folder, next_step=1)
     for i in range(len(profile.time.step.samples_s)):

@@ -7,9 +7,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from bptool.files import replacing
 from bptool.instruments.operation_trace import Operation, OperationTrace
 from bptool.interop.chrome_trace import Count, Flow, Slice, write_chrome_trace
-from bptool.report.storage import writing
 
 
 class _Timed(NamedTuple):
@@ -36,9 +36,9 @@ def write_trace(path: Path, trace: OperationTrace, *, name: str) -> None:
         StorageError: it could not be written.
     """
     timed = _on_one_clock(trace.operations)
-    with writing(path, then="run it again"):
+    with replacing(path) as unfinished:
         write_chrome_trace(
-            path,
+            unfinished,
             process=f"bptool profile {name}",
             thread="one training step",
             slices=_phases(timed, frozenset(trace.calls)),
