@@ -1,0 +1,117 @@
+"""k micro-batches, their gradients added up, are one batch: also where they count unequal numbers of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
+
+from bptool.analysis.gradcheck.identities.identity import Agreement, Identity, agree_as_one, as_identity, rounding_unit
+from bptool.analysis.gradcheck.identities.subject import Subject, gradients, joined
+from bptool.model.loss import IGNORED
+from bptool.training.step import TrainStep
+from bptool.training.workload import Batch
+
+NAME = "accumulation"
+_PARTS = (1, 2, 3)
+"""Sequences in each micro-batch of the built-in transformer: so they count unequal numbers of tokens."""
+
+
+def accumulation(subject: Subject) -> Identity | str:
+    """The identity, or why it cannot be checked."""
+    return _of_transformer(subject) if subject.built_in else _of_workload(subject)
+
+
+def _of_transformer(subject: Subject) -> Identity:
+    step = subject.changed({"training.micro_batch_size": sum(_PARTS)}).exact_step()
+    (whole,) = subject.changed({"training.micro_batch_size": sum(_PARTS)}).batches(1, torch.float64)
+    agreements = [_agrees(step, whole, _rows(whole, _PARTS), step.workload.weight, "sequences")]
+    masked = {**whole, "targets": _partly_ignored(whole["targets"])}
+    parts = _rows(masked, _PARTS)
+    agreements.append(_agrees(step, masked, parts, _counted, "ignored targets"))
+    counts = ", ".join(str(_counted(part)) for part in parts)
+    return as_identity(NAME, agreements, f"{len(parts)} micro-batches with {counts} counted tokens = one batch")
+
+
+def _of_workload(subject: Subject) -> Identity | str:
+    step, workload = subject.exact_step(), subject.workload
+    parts = subject.batches(3, torch.float64)
+    whole = joined(parts)
+    if whole is None:
+        return f"{NAME}: the workload's micro-batches cannot be joined along a first dimension"
+    weights = [int(workload.weight(part)) for part in parts]
+    with torch.no_grad(), _as_evaluated(step.model):
+        together = workload.loss(step.model, whole)
+        of_parts = [
+            float(workload.loss(step.model, part)) * weight for part, weight in zip(parts, weights, strict=True)
+        ]
+    one, mean = float(together), sum(of_parts) / max(sum(weights), 1)
+    allowed = _operations(step.model, parts) * rounding_unit(together.dtype) * max(abs(one), abs(mean))
+    if abs(one - mean) > allowed and subject.config.training.gradient_accumulation_steps == 1:
+        return (
+            f"{NAME}: the loss of {len(parts)} micro-batches together is {one:.6g}, their mean by Workload.weight"
+            f" {mean:.6g}: samples are coupled, or random, or `weight` is not what the loss averages over"
+        )
+    agreement = _agrees(step, whole, parts, workload.weight, "micro-batches")
+    counts = ", ".join(map(str, weights))
+    return as_identity(NAME, [agreement], f"{len(parts)} micro-batches that count {counts} {workload.unit} = one batch")
+
+
+def _agrees(
+    step: TrainStep, whole: Batch, parts: Sequence[Batch], weight: Callable[[Batch], int], what: str
+) -> Agreement:
+    """The trainer's own accumulation of the parts, beside plain autograd's gradient of all at once."""
+    step.optimizers.zero_grad()
+    with _as_evaluated(step.model):
+        step.accumulate(parts, [int(weight(part)) for part in parts])
+        accumulated = gradients(step.model)
+        step.optimizers.zero_grad()
+        loss = step.workload.loss(step.model, whole)
+        loss.backward()
+    tolerance = _operations(step.model, parts) * rounding_unit(loss.dtype)
+    found = agree_as_one(accumulated, gradients(step.model), tolerance)
+    return replace(found, where=f"{what}: {found.where}")
+
+
+@contextmanager
+def _as_evaluated(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, whatever the step says: dropout's masks, batch statistics and the experts' imbalance are
+    functions of the whole batch."""
+    model.eval()
+    with patch.object(model, "train", lambda mode=True: model):
+        yield
+
+
+def _operations(model: nn.Module, parts: Sequence[Batch]) -> float:
+    """Lengths of all the sums from the loss to the first layer, on both sides: each matrix's, forward and backward, and
+    a gradient's sum over everything that the batch holds."""
+    sides = sum(sum(parameter.shape) for parameter in model.parameters())
+    leaves = [leaf for part in parts for leaf in _leaves(part)]
+    return float(4 * sides + 2 * sum(leaf.numel() for leaf in leaves))
+
+
+def _leaves(batch: Batch) -> list[torch.Tensor]:
+    leaves: list[Any] = tree_leaves(batch)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _rows(batch: Batch, counts: Sequence[int]) -> list[Batch]:
+    pieces = {key: value.split(list(counts)) for key, value in batch.items()}
+    return [{key: piece[number] for key, piece in pieces.items()} for number in range(len(counts))]
+
+
+def _partly_ignored(targets_BT: torch.Tensor) -> torch.Tensor:
+    """Some targets of each sequence, other ones in each, at most half of them."""
+    rows, tokens = targets_BT.shape
+    ignored = torch.arange(tokens) % (2 + torch.arange(rows)[:, None] % 3) == 1
+    return targets_BT.masked_fill(ignored.to(targets_BT.device), IGNORED)
+
+
+def _counted(batch: Batch) -> int:
+    return int((batch["targets"] >= 0).sum())
