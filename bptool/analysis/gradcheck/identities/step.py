@@ -91,7 +91,7 @@ def gradient_descent(subject: Subject) -> Identity:
     step = subject.trained_step(seen)
     seen.model = step.model
     before = _copies(step.model)
-    outcome = step(0, subject.batches(1, torch.float32))
+    outcome = step(0, subject.batches(1, None))
     expected = {
         name: theta if (gradient := seen.gradients.get(name)) is None else theta - outcome.lr * gradient
         for name, theta in before.items()
@@ -148,7 +148,7 @@ def _policy_agrees(subject: Subject, without: Mapping[str, Tensor | None], polic
 def _trained_gradient(subject: Subject) -> dict[str, Tensor | None]:
     step = subject.trained_step()
     subject.seed_all("dropout")
-    step.accumulate(subject.batches(1, torch.float32), [1])
+    step.accumulate(subject.batches(1, None), [1])
     return gradients(step.model)
 
 

@@ -43,12 +43,14 @@ class Subject:
         config = override(self.config, changes)
         return replace(self, config=config, workload=transformer_workload(config) if self.built_in else self.workload)
 
-    def batches(self, count: int, dtype: torch.dtype) -> list[Batch]:
-        """Micro-batches, with floating point in `dtype`."""
+    def batches(self, count: int, dtype: torch.dtype | None) -> list[Batch]:
+        """Micro-batches, with floating point in `dtype`, or as the workload makes them."""
         found = []
         for number in range(count):
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "gradcheck", "batch", number))
-            found.append(placed(self.workload.batch(generator), self.device, dtype))
+            with default_dtype(torch.float32):  # random numbers of another dtype are others
+                batch = self.workload.batch(generator)
+            found.append(placed(batch, self.device, dtype))
         return found
 
     def exact_model(self) -> nn.Module:
@@ -79,13 +81,13 @@ class Subject:
         torch.manual_seed(derive_seed(self.seed, "gradcheck", purpose))
 
 
-def placed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """The batch on a device, its floating point in `dtype`."""
+def placed(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
+    """The batch on a device, its floating point in `dtype` (None: as it is)."""
 
     def moved(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.to(device, dtype) if leaf.is_floating_point() else leaf.to(device)
+        return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
     return tree_map(moved, batch)
 
