@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bptool.analysis.gradcheck.identities.subject import Subject, default_dtype, gradients
+from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, default_dtype, gradients, random_state_kept
 from bptool.analysis.result import Record
 from bptool.config.schema import Config
 from bptool.training.step import TrainStep
@@ -98,28 +98,35 @@ def check_precision(
     Raises:
         DeviceError: the device cannot do this format (tf32 needs CUDA).
     """
-    subject = Subject(config, workload, built_in, seed, device or torch.device("cpu"))
+    at_hand = ModelAtHand(config, workload, built_in, seed, device or torch.device("cpu"))
+    with random_state_kept(at_hand.device):
+        return _compared_with_float64(at_hand, mode)
+
+
+def _compared_with_float64(at_hand: ModelAtHand, mode: str) -> PrecisionCheck:
     changes: dict[str, object] = {"precision.mode": mode, "training.compile": False}
     notes = []
-    if subject.device.type != "cpu" and (not built_in or config.model.dropout):
-        notes.append("a GPU draws other dropout masks in each format" + ("; dropout was off" if built_in else ""))
-        changes |= {"model.dropout": 0.0} if built_in else {}
-    subject = subject.changed(changes)
-    step = subject.trained_step()
-    exact, exact_loss = _in_float64(subject, step.model)
-    found, loss = _scaled_until_finite(subject, step)
+    if at_hand.device.type != "cpu" and (not at_hand.built_in or at_hand.config.model.dropout):
+        notes.append(
+            "a GPU draws other dropout masks in each format" + ("; dropout was off" if at_hand.built_in else "")
+        )
+        changes |= {"model.dropout": 0.0} if at_hand.built_in else {}
+    at_hand = at_hand.changed(changes)
+    step = at_hand.trained_step()
+    exact, exact_loss = _in_float64(at_hand, step.model)
+    found, loss = _scaled_until_finite(at_hand, step)
     scale = step.precision.loss_scale
     unscaled = None
     if scale is not None:
         used, scale.value = scale.value, 1.0
-        unscaled, _ = _gradient(subject, step)
+        unscaled, _ = _gradient(at_hand, step)
         scale.value = used
     tensors = _ranked(found, exact, unscaled)
     whole = _compared(list(found.values()), list(exact.values()))
     whole_unscaled = _compared(list(unscaled.values()), list(exact.values())) if unscaled is not None else None
     return PrecisionCheck(
         mode=mode,
-        device=subject.device.type,
+        device=at_hand.device.type,
         loss_scale=None if scale is None else scale.value,
         loss=loss,
         loss_float64=exact_loss,
@@ -131,32 +138,30 @@ def check_precision(
     )
 
 
-def _in_float64(subject: Subject, model: nn.Module) -> tuple[dict[str, Tensor | None], float]:
+def _in_float64(at_hand: ModelAtHand, model: nn.Module) -> tuple[dict[str, Tensor | None], float]:
     """The gradient of the same weights, and the loss."""
-    step = subject.exact_step()
+    step = at_hand.exact_step()
     step.model.load_state_dict(model.state_dict())  # widened, which rounds nothing
-    subject.seed_all("dropout")
+    at_hand.seed_all("dropout")
     with default_dtype(torch.float64):
-        loss = step.accumulate(subject.batches(1, torch.float64), [1])
+        loss = step.accumulate(at_hand.batches(1, torch.float64), [1])
     return gradients(step.model), float(loss)
 
 
-def _gradient(subject: Subject, step: TrainStep) -> tuple[dict[str, Tensor | None], float]:
+def _gradient(at_hand: ModelAtHand, step: TrainStep) -> tuple[dict[str, Tensor | None], float]:
     """The gradient in the step's own format, without the loss scale, in float64 to compare with; and the loss."""
     step.optimizers.zero_grad()
-    subject.seed_all("dropout")
-    loss = step.accumulate(subject.batches(1, None), [1])
+    at_hand.seed_all("dropout")
+    loss = step.accumulate(at_hand.batches(1, None), [1])
     scale = 1.0 if step.precision.loss_scale is None else step.precision.loss_scale.value
-    found = gradients(step.model)
-    return {name: None if gradient is None else gradient.double() / scale for name, gradient in found.items()}, float(
-        loss
-    )
+    found = {name: None if g is None else g.double() / scale for name, g in gradients(step.model).items()}
+    return found, float(loss)
 
 
-def _scaled_until_finite(subject: Subject, step: TrainStep) -> tuple[dict[str, Tensor | None], float]:
+def _scaled_until_finite(at_hand: ModelAtHand, step: TrainStep) -> tuple[dict[str, Tensor | None], float]:
     """The gradient at the first loss scale that lets it be finite, as the trainer comes by it."""
     while True:
-        found, loss = _gradient(subject, step)
+        found, loss = _gradient(at_hand, step)
         finite = all(bool(gradient.isfinite().all()) for gradient in found.values() if gradient is not None)
         scale = step.precision.loss_scale
         if finite or scale is None or scale.exhausted:
@@ -221,9 +226,9 @@ def _sentence(mode: str, whole: FormatError, unscaled: FormatError | None, tenso
 
 
 def _percent(share: float | None) -> str:
-    return (
-        "nothing to compare with" if share is None else f"{share:.2g} of its norm" if share < 1e-3 else f"{share:.2%}"
-    )
+    if share is None:
+        return "an unknown share (it is 0 in float64)"
+    return f"{share:.2g} of its norm" if share < 1e-3 else f"{share:.2%}"
 
 
 def _share(share: float) -> str:

@@ -179,14 +179,14 @@ class TestResidual:
 
 
 def check_residual(config: Any, workload: Workload) -> Identity:
+    from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand
     from bptool.analysis.gradcheck.identities.residual import ResidualPaths
-    from bptool.analysis.gradcheck.identities.subject import Subject
 
-    subject = Subject(config, workload, True, 0, torch.device("cpu"))
-    model = subject.exact_model().eval()
+    at_hand = ModelAtHand(config, workload, True, 0, torch.device("cpu"))
+    model = at_hand.exact_model().eval()
     assert isinstance(model, Transformer)
     paths = ResidualPaths(model)
-    (batch,) = subject.batches(1, torch.float64)
+    (batch,) = at_hand.batches(1, torch.float64)
     workload.loss(model, batch).backward()
     paths.close()
     return paths.identity()
@@ -470,3 +470,9 @@ class TestAgreement:
         one = torch.ones(4)
         assert agree_as_one({"a": None}, {"a": torch.zeros(4)}, 0.0).holds
         assert agree_as_one({"a": None, "b": one}, {"a": one, "b": one}, 0.1).relative_error == pytest.approx(0.5**0.5)
+
+
+def test_random_state_is_as_it_was() -> None:
+    before = torch.get_rng_state()
+    of_transformer()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
 
 from bptool.analysis.gradcheck.identities.identity import Agreement, Identity, agree_as_one, as_identity, rounding_unit
-from bptool.analysis.gradcheck.identities.subject import Subject, gradients, joined
+from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, gradients, joined
 from bptool.model.loss import IGNORED
 from bptool.training.step import TrainStep
 from bptool.training.workload import Batch
@@ -23,14 +23,14 @@ _PARTS = (1, 2, 3)
 """Sequences in each micro-batch of the built-in transformer: so they count unequal numbers of tokens."""
 
 
-def accumulation(subject: Subject) -> Identity | str:
+def accumulation(at_hand: ModelAtHand) -> Identity | str:
     """The identity, or why it cannot be checked."""
-    return _of_transformer(subject) if subject.built_in else _of_workload(subject)
+    return _of_transformer(at_hand) if at_hand.built_in else _of_workload(at_hand)
 
 
-def _of_transformer(subject: Subject) -> Identity:
-    step = subject.changed({"training.micro_batch_size": sum(_PARTS)}).exact_step()
-    (whole,) = subject.changed({"training.micro_batch_size": sum(_PARTS)}).batches(1, torch.float64)
+def _of_transformer(at_hand: ModelAtHand) -> Identity:
+    step = at_hand.changed({"training.micro_batch_size": sum(_PARTS)}).exact_step()
+    (whole,) = at_hand.changed({"training.micro_batch_size": sum(_PARTS)}).batches(1, torch.float64)
     agreements = [_agrees(step, whole, _rows(whole, _PARTS), step.workload.weight, "sequences")]
     masked = {**whole, "targets": _partly_ignored(whole["targets"])}
     parts = _rows(masked, _PARTS)
@@ -39,9 +39,9 @@ def _of_transformer(subject: Subject) -> Identity:
     return as_identity(NAME, agreements, f"{len(parts)} micro-batches with {counts} counted tokens = one batch")
 
 
-def _of_workload(subject: Subject) -> Identity | str:
-    step, workload = subject.exact_step(), subject.workload
-    parts = subject.batches(3, torch.float64)
+def _of_workload(at_hand: ModelAtHand) -> Identity | str:
+    step, workload = at_hand.exact_step(), at_hand.workload
+    parts = at_hand.batches(3, torch.float64)
     whole = joined(parts)
     if whole is None:
         return f"{NAME}: the workload's micro-batches cannot be joined along a first dimension"
@@ -53,7 +53,7 @@ def _of_workload(subject: Subject) -> Identity | str:
         ]
     one, mean = float(together), sum(of_parts) / max(sum(weights), 1)
     allowed = _operations(step.model, parts) * rounding_unit(together.dtype) * max(abs(one), abs(mean))
-    if abs(one - mean) > allowed and subject.config.training.gradient_accumulation_steps == 1:
+    if abs(one - mean) > allowed and at_hand.config.training.gradient_accumulation_steps == 1:
         return (
             f"{NAME}: the loss of {len(parts)} micro-batches together is {one:.6g}, their mean by Workload.weight"
             f" {mean:.6g}: samples are coupled, or random, or `weight` is not what the loss averages over"

@@ -13,10 +13,10 @@ from bptool.analysis.gradcheck.identities import accumulation, logits, order, re
 from bptool.analysis.gradcheck.identities.attention import AttentionCalls
 from bptool.analysis.gradcheck.identities.identity import Identities, Identity
 from bptool.analysis.gradcheck.identities.logits import LogitsGradient
+from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, default_dtype, random_state_kept
 from bptool.analysis.gradcheck.identities.observed import ObservedFunctions
 from bptool.analysis.gradcheck.identities.order import LayerOrder, layers_of_transformer, layers_of_workload
 from bptool.analysis.gradcheck.identities.residual import ResidualPaths
-from bptool.analysis.gradcheck.identities.subject import Subject, default_dtype
 from bptool.config.schema import Config
 from bptool.model.loss import IGNORED
 from bptool.model.transformer import Transformer
@@ -42,16 +42,21 @@ def check_identities(
     Raises:
         DeviceError: the device cannot do float64 or what the config asks.
     """
-    subject = Subject(config, workload, built_in, seed, device or torch.device("cpu"))
-    found, left_out = _of_transformer(subject) if built_in else _of_workload(subject)
-    whole_step: list[Callable[[Subject], Identity | str]] = [
+    at_hand = ModelAtHand(config, workload, built_in, seed, device or torch.device("cpu"))
+    with random_state_kept(at_hand.device):
+        return _all_identities(at_hand)
+
+
+def _all_identities(at_hand: ModelAtHand) -> Identities:
+    found, left_out = _of_transformer(at_hand) if at_hand.built_in else _of_workload(at_hand)
+    whole_step: list[Callable[[ModelAtHand], Identity | str]] = [
         accumulation.accumulation,
         step.activation_checkpointing,
         step.clipping,
         step.gradient_descent,
     ]
     for check in whole_step:
-        outcome = _in_its_dtype(check, subject)
+        outcome = _in_its_dtype(check, at_hand)
         (left_out if isinstance(outcome, str) else found).append(outcome)  # type: ignore[arg-type]
     return Identities(identities=found, left_out=left_out)
 
@@ -68,11 +73,11 @@ def observed_identities(run: Callable[[], Tensor]) -> list[Identity]:
     return seen.identities()
 
 
-def _of_transformer(subject: Subject) -> tuple[list[Identity], list[str]]:
+def _of_transformer(at_hand: ModelAtHand) -> tuple[list[Identity], list[str]]:
     """One forward and backward in float64, without dropout, with some targets ignored."""
-    model = subject.exact_model().eval()
+    model = at_hand.exact_model().eval()
     assert isinstance(model, Transformer), "the built-in workload's model"
-    (batch,) = subject.batches(1, torch.float64)
+    (batch,) = at_hand.batches(1, torch.float64)
     targets_BT = batch["targets"].clone()
     targets_BT.flatten()[::5] = IGNORED
     last, paths, turns = (
@@ -80,19 +85,19 @@ def _of_transformer(subject: Subject) -> tuple[list[Identity], list[str]]:
         ResidualPaths(model),
         LayerOrder(layers_of_transformer(model), all_arrive=True),
     )
-    attention = AttentionCalls(model, subject.config.model)
+    attention = AttentionCalls(model, at_hand.config.model)
     with _closed_at_the_end(last, paths, turns, attention):
-        subject.workload.loss(model, {**batch, "targets": targets_BT}).backward()
+        at_hand.workload.loss(model, {**batch, "targets": targets_BT}).backward()
     return [last.identity(), paths.identity(), *attention.identities(), turns.identity()], []
 
 
-def _of_workload(subject: Subject) -> tuple[list[Identity], list[str]]:
-    model = subject.exact_model().eval()
-    (batch,) = subject.batches(1, torch.float64)
-    layers = layers_of_workload(subject.workload, model)
+def _of_workload(at_hand: ModelAtHand) -> tuple[list[Identity], list[str]]:
+    model = at_hand.exact_model().eval()
+    (batch,) = at_hand.batches(1, torch.float64)
+    layers = layers_of_workload(at_hand.workload, model)
     turns = LayerOrder(layers, all_arrive=False)
     with default_dtype(torch.float64), _closed_at_the_end(turns):
-        found = observed_identities(lambda: subject.workload.loss(model, batch))
+        found = observed_identities(lambda: at_hand.workload.loss(model, batch))
     left_out = [f"{residual.NAME}: which addition is a block's is known of the built-in transformer alone"]
     names = {identity.name for identity in found}
     if logits.NAME not in names:
@@ -108,11 +113,11 @@ def _of_workload(subject: Subject) -> tuple[list[Identity], list[str]]:
     return found, left_out
 
 
-def _in_its_dtype(check: Callable[[Subject], Identity | str], subject: Subject) -> Identity | str:
+def _in_its_dtype(check: Callable[[ModelAtHand], Identity | str], at_hand: ModelAtHand) -> Identity | str:
     """Checks in float64 make what a user's model makes without saying its dtype in float64, too."""
-    exact = check in (accumulation.accumulation, step.clipping) and not subject.built_in
+    exact = check in (accumulation.accumulation, step.clipping) and not at_hand.built_in
     with default_dtype(torch.float64 if exact else torch.get_default_dtype()):
-        return check(subject)
+        return check(at_hand)
 
 
 @contextmanager

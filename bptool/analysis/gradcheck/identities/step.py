@@ -18,7 +18,7 @@ from bptool.analysis.gradcheck.identities.identity import (
     as_identity,
     rounding_unit,
 )
-from bptool.analysis.gradcheck.identities.subject import Subject, gradients
+from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, gradients
 from bptool.config.schema import ActivationCheckpointSettings
 from bptool.training.instrument import Instrument, Phase
 
@@ -28,34 +28,34 @@ _EPS = 1e-6
 """What clipping adds to the norm, so that a gradient of zero divides nothing by zero."""
 
 
-def activation_checkpointing(subject: Subject) -> Identity | str:
+def activation_checkpointing(at_hand: ModelAtHand) -> Identity | str:
     """Every policy's gradient is that of no policy, to the bit: in the trainer's own float32, with dropout on.
 
     Returns:
         The identity, or why it cannot be checked.
     """
     plain = {"precision.mode": "fp32", "training.compile": False, "activation_checkpoint.policy": "none"}
-    if subject.built_in:
-        plain["model.dropout"] = subject.config.model.dropout or _DROPOUT
-    without, again = _trained_gradient(subject.changed(plain)), _trained_gradient(subject.changed(plain))
+    if at_hand.built_in:
+        plain["model.dropout"] = at_hand.config.model.dropout or _DROPOUT
+    without, again = _trained_gradient(at_hand.changed(plain)), _trained_gradient(at_hand.changed(plain))
     if agree_as_one(again, without, 0.0).relative_error:
         return f"{CHECKPOINTING}: the gradient is another at each run, whatever the policy"
-    if not subject.workload.blocks(subject.exact_model()):
+    if not at_hand.workload.blocks(at_hand.exact_model()):
         return f"{CHECKPOINTING}: the workload has no repeated blocks to recompute"
     agreements, policies = [], get_args(ActivationCheckpointSettings.model_fields["policy"].annotation)
     for policy in policies:
-        changed = subject.changed({**plain, "activation_checkpoint.policy": policy})
+        changed = at_hand.changed({**plain, "activation_checkpoint.policy": policy})
         agreements.append(_policy_agrees(changed, without, policy))
-    dropout = f", dropout {plain['model.dropout']:g} drawn again" if subject.built_in else ""
+    dropout = f", dropout {plain['model.dropout']:g} drawn again" if at_hand.built_in else ""
     return as_identity(CHECKPOINTING, agreements, f"{', '.join(policies)}: the same gradient to the bit{dropout}")
 
 
-def clipping(subject: Subject) -> Identity:
+def clipping(at_hand: ModelAtHand) -> Identity:
     """The norm over all parameters together, and a gradient above it scaled by c / (norm + 1e-6), below it left alone.
 
     The step reads the norm in float32, once: its rounding is all that is allowed.
     """
-    free = _clipped(subject, 0.0)
+    free = _clipped(at_hand, 0.0)
     used = [gradient for gradient in free.gradients.values() if gradient is not None]
     norm = math.sqrt(math.fsum(float(gradient.double().square().sum()) for gradient in used))
     n_numbers = sum(gradient.numel() for gradient in used)
@@ -66,7 +66,7 @@ def clipping(subject: Subject) -> Identity:
             continue
         factor = min(1.0, clip_norm / (norm + _EPS))
         expected = {name: None if g is None else g * factor for name, g in free.gradients.items()}
-        found = agree_as_one(_clipped(subject, clip_norm).gradients, expected, tolerance if factor < 1 else 0.0)
+        found = agree_as_one(_clipped(at_hand, clip_norm).gradients, expected, tolerance if factor < 1 else 0.0)
         where = f"clipped to {clip_norm:.3g}, {found.where}"
         agreements.append(Agreement(found.holds, found.relative_error, found.tolerance, where))
     factor = limit / (norm + _EPS)
@@ -77,7 +77,7 @@ def clipping(subject: Subject) -> Identity:
     return as_identity(CLIPPING, agreements, detail, {"norm": norm, "factor": factor})
 
 
-def gradient_descent(subject: Subject) -> Identity:
+def gradient_descent(at_hand: ModelAtHand) -> Identity:
     """`theta - lr grad`, to the bit: in the trainer's own step, with its own gradient."""
     changes: dict[str, object] = {"optimizer.name": "gradient-descent", "optimizer.implementation": "auto"}
     changes |= {
@@ -87,11 +87,11 @@ def gradient_descent(subject: Subject) -> Identity:
         "schedule.warmup_steps": 0,
     }
     seen = _AtUpdate()
-    subject = subject.changed(changes)
-    step = subject.trained_step(seen)
+    at_hand = at_hand.changed(changes)
+    step = at_hand.trained_step(seen)
     seen.model = step.model
     before = _copies(step.model)
-    outcome = step(0, subject.batches(1, None))
+    outcome = step(0, at_hand.batches(1, None))
     expected = {
         name: theta if (gradient := seen.gradients.get(name)) is None else theta - outcome.lr * gradient
         for name, theta in before.items()
@@ -120,13 +120,13 @@ class _AtUpdate(Instrument):
         yield
 
 
-def _clipped(subject: Subject, clip_norm: float) -> _AtUpdate:
+def _clipped(at_hand: ModelAtHand, clip_norm: float) -> _AtUpdate:
     """One step in float64, from the same weights, batch and dropout."""
     seen = _AtUpdate()
-    step = subject.changed({"training.clip_norm": clip_norm}).exact_step(seen)
+    step = at_hand.changed({"training.clip_norm": clip_norm}).exact_step(seen)
     seen.model = step.model
-    subject.seed_all("dropout")
-    seen.norm = step(0, subject.batches(1, torch.float64)).grad_norm
+    at_hand.seed_all("dropout")
+    seen.norm = step(0, at_hand.batches(1, torch.float64)).grad_norm
     return seen
 
 
@@ -135,20 +135,20 @@ def _norm_agrees(found: float, expected: float, tolerance: float) -> Agreement:
     return Agreement(error <= tolerance, error, tolerance, f"the norm is {found:.6g}, not {expected:.6g}")
 
 
-def _policy_agrees(subject: Subject, without: Mapping[str, Tensor | None], policy: str) -> Agreement:
+def _policy_agrees(at_hand: ModelAtHand, without: Mapping[str, Tensor | None], policy: str) -> Agreement:
     """A policy's gradient beside that of none; a recomputation that PyTorch refuses is no gradient."""
     try:
-        found = agree_as_one(_trained_gradient(subject), without, 0.0)
+        found = agree_as_one(_trained_gradient(at_hand), without, 0.0)
     except CheckpointError as error:
         first = str(error).partition(". ")[0].partition("\n")[0]
         return Agreement(False, math.inf, 0.0, f"policy {policy} raises CheckpointError: {first}")
     return Agreement(found.holds, found.relative_error, found.tolerance, f"policy {policy}, {found.where}")
 
 
-def _trained_gradient(subject: Subject) -> dict[str, Tensor | None]:
-    step = subject.trained_step()
-    subject.seed_all("dropout")
-    step.accumulate(subject.batches(1, None), [1])
+def _trained_gradient(at_hand: ModelAtHand) -> dict[str, Tensor | None]:
+    step = at_hand.trained_step()
+    at_hand.seed_all("dropout")
+    step.accumulate(at_hand.batches(1, None), [1])
     return gradients(step.model)
 
 

@@ -23,7 +23,7 @@ from bptool.training.workload import Batch, Workload, transformer_workload
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelAtHand:
     """A model, its batches and its step.
 
     Attributes:
@@ -38,7 +38,7 @@ class Subject:
     seed: int
     device: torch.device
 
-    def changed(self, changes: Mapping[str, object]) -> Subject:
+    def changed(self, changes: Mapping[str, object]) -> ModelAtHand:
         """The same under other settings."""
         config = override(self.config, changes)
         return replace(self, config=config, workload=transformer_workload(config) if self.built_in else self.workload)
@@ -79,6 +79,13 @@ class Subject:
     def seed_all(self, purpose: str) -> None:
         """Make what PyTorch's global generators draw next a function of the seed and its purpose."""
         torch.manual_seed(derive_seed(self.seed, "gradcheck", purpose))
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """PyTorch's global generators are afterwards as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 def placed(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
