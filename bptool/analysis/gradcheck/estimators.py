@@ -230,8 +230,8 @@ def _sentence(check: EstimatorCheck) -> str:
     }
     text = f"{check.estimator}: off by {check.relative_bias:.2%} on average from {truths[check.method]}"
     if check.bias_interval:
-        within = "within" if check.unbiased else "beyond"
-        text += f", {within} the interval of {check.bias_interval:.2%} that chance allows"
+        chance = f"{check.bias_interval:.2%}"
+        text += f", within the {chance} that chance allows" if check.unbiased else f" (of which {chance} may be chance)"
     text += "; unbiased as far as that shows" if check.unbiased else "; biased"
     if check.cosine is not None and not check.unbiased:
         text += f", cosine {check.cosine:.3f}"
