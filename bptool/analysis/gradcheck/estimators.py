@@ -63,13 +63,7 @@ def estimators_between(output: Tensor, tensor: Tensor) -> list[str]:
 
     Of a score function only the way through the log probability counts: the cost's own gradient is exact.
     """
-    found: set[str] = set()
-    for node in _nodes(output.grad_fn):
-        if node.name() in ESTIMATED_EDGES:
-            estimator, edge = ESTIMATED_EDGES[node.name()]
-            if any(getattr(end, "variable", None) is tensor for end in _nodes(node.next_functions[edge][0])):
-                found.add(estimator)
-    return sorted(found)
+    return sorted({name for name, leaves in _estimators(output) if any(leaf is tensor for leaf in leaves)})
 
 
 def check_estimators(
@@ -85,6 +79,8 @@ def check_estimators(
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         output = run(derive_seed(seed, "estimators"))
+        if not _estimators(output):
+            return []
         found = [(name, tensor, tuple(estimators_between(output, tensor))) for name, tensor in tensors.items()]
         cases = [_Case(name, tensor, which, run, seed, most_evaluations) for name, tensor, which in found if which]
         return [_check(case) for case in cases]
@@ -238,6 +234,17 @@ def _sentence(check: EstimatorCheck) -> str:
     if check.variance is not None and check.variance_without_baseline is not None:
         text += f"; variance {check.variance:.3g} with its baseline, {check.variance_without_baseline:.3g} without"
     return text
+
+
+def _estimators(output: Tensor) -> list[tuple[str, list[Tensor]]]:
+    """Each estimator in the graph, and the leaves whose gradients come through its estimate."""
+    found = []
+    for node in _nodes(output.grad_fn):
+        if node.name() in ESTIMATED_EDGES:
+            name, edge = ESTIMATED_EDGES[node.name()]
+            ends = [getattr(end, "variable", None) for end in _nodes(node.next_functions[edge][0])]
+            found.append((name, [end for end in ends if end is not None]))
+    return found
 
 
 def _nodes(start: Any) -> list[Any]:
