@@ -14,6 +14,7 @@ from bptool.config.asked import read_command_line
 from bptool.errors import OutOfMemory
 from bptool.hardware import resolve_device
 from bptool.training.gradient_target import GradientTarget
+from bptool.training.seeds import derive_seed
 from bptool.training.user_code import load_gradient_target, users_errors
 from bptool.training.workload import transformer_workload
 
@@ -32,6 +33,7 @@ def answer(target_text: str | None, overrides: Sequence[str], *, seed: int | Non
     seed = fresh_seed() if seed is None else seed
     sizes_cut: list[str] = []
     device = resolve_device(asked.config.training.device)
+    torch.manual_seed(derive_seed(seed, "target"))  # sample inputs are a function of the seed, as the directions are
     with users_errors(asked.code):
         if asked.code is None:
             small, sizes_cut = shrunk(asked.config)
