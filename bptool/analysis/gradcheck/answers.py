@@ -21,6 +21,7 @@ from bptool.config.schema import Config, PrecisionSettings
 from bptool.errors import OutOfMemory, UsageError, nearest
 from bptool.hardware import resolve_device
 from bptool.training.gradient_target import GradientTarget
+from bptool.training.seeds import derive_seed
 from bptool.training.user_code import load_gradient_target, users_errors
 from bptool.training.workload import Workload, transformer_workload
 
@@ -56,6 +57,7 @@ def answer(
     _known(precision)
     command_line = read_command_line(target_text, overrides, command="gradcheck")
     seed = fresh_seed() if seed is None else seed
+    torch.manual_seed(derive_seed(seed, "target"))  # sample inputs are a function of the seed, as the directions are
     with users_errors(command_line.code):
         asked = _checked(command_line, seed)
         if precision is not None and asked.workload is None:

@@ -20,7 +20,9 @@ from bptool.analysis.gradcheck.result import FAILING, Cost, GradcheckResult, Pro
 from bptool.analysis.gradcheck.subject import Gradients, Subject, gaussian_like
 from bptool.analysis.gradcheck.survey import Survey, survey
 from bptool.analysis.gradcheck.verdicts import NOT_FINITE, Verdicts, record
+from bptool.errors import TargetError
 from bptool.training.gradient_target import GradientTarget
+from bptool.training.user_code import describe
 
 
 def fresh_seed() -> int:
@@ -140,7 +142,12 @@ def _with_culprit(subject: Subject, tensor: TensorCheck) -> TensorCheck:
 
 def _evaluated(subject: Subject) -> tuple[_Point, float, float]:
     """The point, and how long a forward with its graph and the backward took; the second time counts."""
-    value, gradients = subject.gradient()
+    try:
+        value, gradients = subject.gradient()
+    except Exception as error:
+        raise TargetError(
+            f"the target's backward raised {describe(error)}", "its gradient cannot be had at all: fix it, or detach it"
+        ) from error
     start = time.perf_counter()
     subject.clear()
     again = subject.scalar(subject.outputs())

@@ -81,8 +81,13 @@ class Directions:
         least = min(norms.values(), default=1.0)
         return {name: max(least / norm, 1e-3) if norm else 1.0 for name, norm in norms.items()}
 
-    def measure(self, direction: Mapping[str, Tensor], *, offset: float = 1.0) -> Measured:
-        """The slope along a direction, both ways."""
+    def measure(self, direction: Mapping[str, Tensor], *, offset: float = 1.0, goal: float | None = None) -> Measured:
+        """The slope along a direction, both ways.
+
+        Args:
+            offset: multiplies the steps.
+            goal: an error bar that is small enough, relative to the gradient's norm.
+        """
         shares = [inner(self._gradient(name), v) for name, v in direction.items()]
         sizes = [_norm(self._gradient(name)) * _norm(v) / math.sqrt(max(v.numel(), 1)) for name, v in direction.items()]
         size = math.hypot(*sizes)
@@ -91,7 +96,7 @@ class Directions:
             self.value,
             self.noise,
             # Of what is zero, it is enough to know that it is small beside the other tensors' gradients.
-            goal=self.goal * size if size > self.floor else 1e3 * self.floor,
+            goal=(goal or self.goal) * size if size > self.floor else 1e3 * self.floor,
             offset=offset,
         )
         own = size * max(_BACKWARD_ROUNDING, 16 * self.noise.epsilon)

@@ -69,10 +69,21 @@ def _bisect(asked: _Questions, mask: Tensor, dim: int, span: Span) -> list[Span]
             halves += parts
             if not parts:  # only both together are enough to be seen
                 done.append((start, stop))
-        if len(level) >= 8 and len(halves) == 2 * len(level):  # all sixteenths are wrong: it is everywhere here
+        if len(level) == 4 and len(halves) == 8 and _throughout(asked, mask, dim, halves[0]):
             return [*done, *halves]
         level = halves
     return done
+
+
+def _throughout(asked: _Questions, mask: Tensor, dim: int, span: Span) -> bool:
+    """Whether all is wrong on the way down to one element; as all eighths are, it is then taken to be so everywhere."""
+    start, stop = span
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        if not all(asked.ask(_within(mask, dim, part)) for part in ((start, middle), (middle, stop))):
+            return False
+        stop = middle
+    return True
 
 
 def _within(mask: Tensor, dim: int, span: Span) -> Tensor:

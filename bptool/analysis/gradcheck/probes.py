@@ -36,7 +36,9 @@ def noncontiguous_gradient(setting: Setting) -> Answer:
     """The gradient that comes in lies in memory with gaps."""
 
     def with_gaps(weight: Tensor) -> Tensor:
-        return torch.stack([weight, torch.full_like(weight, float("nan"))], -1)[..., 0]
+        turned = weight.movedim(0, -1) if weight.dim() else weight
+        gaps = torch.stack([turned, torch.full_like(turned, float("nan"))], -1)[..., 0]
+        return gaps.movedim(-1, 0) if weight.dim() else gaps
 
     return _with_incoming(setting, with_gaps, lambda weight: weight)
 

@@ -51,7 +51,7 @@ def compared(setting: Setting, found: Gradients, good: str, *, reference: Gradie
     for name, right in reference.items():
         apart = _apart(found[name], right)
         # What is rounding beside the other tensors' gradients may be other rounding.
-        if apart > tolerance * max(_norm(right), 1e-4 * largest):
+        if not apart <= tolerance * max(_norm(right), 1e-4 * largest):
             ratio = apart / _norm(right) if _norm(right) else math.inf
             return Answer(False, f"the gradient of {name} differs by {ratio:.1e} of its norm")
     return Answer(True, good)

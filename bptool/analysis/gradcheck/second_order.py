@@ -26,7 +26,8 @@ def double_backward(setting: Setting) -> Answer:
     names = [name for name in setting.smooth_names() if setting.gradients[name] is not None]
     tensors = [subject.leaves[name].tensor for name in names]
     try:
-        value = subject.scalar(subject.outputs())
+        # An operation that is `once_differentiable` refuses only where the gradient that comes in has a graph.
+        value = subject.scalar(subject.outputs()) * torch.ones((), dtype=torch.float64).requires_grad_()
         found = torch.autograd.grad(value, tensors, create_graph=True, allow_unused=True, materialize_grads=True)
         dense = [g if g.layout == torch.strided else g.to_dense() for g in found]
         kept = [_kept(setting, name, g) for name, g in zip(names, dense, strict=True)]
@@ -35,8 +36,10 @@ def double_backward(setting: Setting) -> Answer:
             return Answer(False, f"with create_graph {same.detail}")
         direction = setting.directions().draw(names, "second order")
         along = sum(((g.conj() * direction[name]).real.sum() for name, g in zip(names, kept, strict=True)), value * 0)
-        second = torch.autograd.grad(along, tensors, allow_unused=True, materialize_grads=True)
-        by_backward = sum(inner(_kept(setting, n, g), direction[n]) for n, g in zip(names, second, strict=True))
+        subject.clear()
+        along.backward()  # all of it: what refuses may not lie on the way to a leaf
+        second = subject.collected()
+        by_backward = sum(inner(g, direction[name]) for name in names if (g := second[name]) is not None)
     except (RuntimeError, NotImplementedError) as error:
         return Answer(not claimed, f"{'it fails' if claimed else 'not offered'}: {first_line(error)}")
     if not claimed and subject.n_elements > LARGE:

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from bptool.analysis.gradcheck.connection import function_at_work, plain_name
 from bptool.analysis.gradcheck.probing import HOLDS, Answer, Setting, compared, first_line
-from bptool.analysis.gradcheck.subject import Gradients
+from bptool.analysis.gradcheck.subject import Gradients, gaussian_like
 
 Change = Callable[[Tensor], Tensor]
 
@@ -51,7 +51,11 @@ def expanded_inputs(setting: Setting) -> Answer:
         return expanded(tensor).contiguous()
 
     def nearly(tensor: Tensor) -> Tensor:
-        return expanded(tensor * (1 + 1e-11)).contiguous() if _is_checked(tensor) else tensor
+        """Equal rows make ties and singular matrices, at which a gradient is any of several."""
+        if not _is_checked(tensor):
+            return tensor
+        noise = gaussian_like(tensor, setting.subject.generator("equal rows"))
+        return copied(tensor) + 1e-12 * noise
 
     if not _has_inputs(setting, lambda t: _is_checked(t) and any(size > 1 for size in t.shape)):
         return Answer(True, "nothing to ask: no input with rows requires a gradient")
@@ -107,9 +111,21 @@ def _with_indices(setting: Setting, change: Change) -> Answer:
 
 
 def _gradient_with(setting: Setting, change: Change) -> Gradients | Answer:
-    """The leaves' gradients with changed inputs; an answer where the forward refuses them or the backward fails."""
+    """The gradients with changed inputs; an answer where the forward refuses them or the backward fails.
+
+    Of an input it is the gradient that arrives at the changed tensor, before the change's own backward adds it up.
+    """
     subject = setting.subject
-    with subject.arguments.swapped(change):
+    changed: dict[int, Tensor] = {}
+
+    def noted(tensor: Tensor) -> Tensor:
+        other = change(tensor)
+        if other is not tensor and other.requires_grad:
+            other.retain_grad()
+            changed[id(tensor)] = other
+        return other
+
+    with subject.arguments.swapped(noted):
         try:
             subject.clear()
             value = subject.scalar(subject.outputs())
@@ -120,7 +136,11 @@ def _gradient_with(setting: Setting, change: Change) -> Gradients | Answer:
                 value.backward()
         except RuntimeError as error:
             return Answer(False, f"the backward fails: {first_line(error)}")
-        return subject.collected()
+        gradients = subject.collected()
+    for name, leaf in subject.leaves.items():
+        if id(leaf.tensor) in changed:
+            gradients[name] = changed[id(leaf.tensor)].grad
+    return gradients
 
 
 def _has_inputs(setting: Setting, kind: Callable[[Tensor], bool]) -> bool:

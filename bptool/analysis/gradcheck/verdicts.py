@@ -16,23 +16,32 @@ from torch import Tensor
 
 from bptool.analysis.gradcheck.connection import connection, partial_cut
 from bptool.analysis.gradcheck.differences import EPSILON, Noise
-from bptool.analysis.gradcheck.directions import LARGE, Directions, Measured, detectable, relative_bar, relative_error
+from bptool.analysis.gradcheck.directions import (
+    COARSE,
+    LARGE,
+    Directions,
+    Measured,
+    detectable,
+    relative_bar,
+    relative_error,
+)
 from bptool.analysis.gradcheck.location import locate
 from bptool.analysis.gradcheck.result import TensorCheck, Verdict
 from bptool.analysis.gradcheck.subject import Gradients, Leaf, Subject, inner
 from bptool.analysis.gradcheck.tangents import forward_slope
 
 N_DIRECTIONS = 4
-N_GROUPS = 2
-"""Of a large target's tensors; of a small one's, each is a group of its own."""
-_QUESTIONS = {"small": 1000, "large": 48}
+N_GROUPS, N_GROUPS_OF_LARGE = 8, 2
+"""So many groups at most; each evaluation of a large target counts."""
+_QUESTIONS, _QUESTIONS_OF_LARGE = 120, 48
 """Measurements in all that may be spent on where wrong entries are."""
 TOO_COARSE = 5e-4
 """A check that cannot see an error of this relative size certifies nothing."""
 _NOTHING = 1e-11
 """A gradient below this share of the largest one is rounding."""
 NOT_FINITE = "its gradient is not finite"
-_FLOAT32_ROUNDING = torch.finfo(torch.float32).eps / 2
+_CONSTANT_IN_FLOAT32 = (1e-8, torch.finfo(torch.float32).eps / 2)
+"""What rounding to float32 leaves of a constant: PyTorch's own hardsigmoid has its 1/6 so."""
 _SHIFT = 1e-2
 
 
@@ -52,7 +61,7 @@ class Verdicts:
         largest = max((self.directions.norm(name) for name in subject.leaves), default=0.0)
         # The noise of L over epsilon is the size of what L is summed from.
         self._large = subject.n_elements > LARGE
-        self._questions = _QUESTIONS["large" if self._large else "small"]
+        self._questions = _QUESTIONS_OF_LARGE if self._large else _QUESTIONS
         self.directions.floor = max(largest, noise.sigma / noise.epsilon) * _NOTHING
 
     def all(self) -> list[TensorCheck]:
@@ -124,7 +133,7 @@ class Verdicts:
         off = [draw for draw, one in zip(draws, measured, strict=True) if not one.agrees]
         if off and any(map(self.directions.confirmed, off)):
             factor = common_factor(measured)
-            if factor is not None and abs(factor - 1) < _FLOAT32_ROUNDING:
+            if factor is not None and _CONSTANT_IN_FLOAT32[0] < abs(factor - 1) < _CONSTANT_IN_FLOAT32[1]:
                 detail = f"it is {factor:.10g} times the true gradient: a constant that is exact to float32 only"
                 return record(leaf, "precision_limited", error=error, bar=bar, seen=seen, detail=detail)
             return self._wrong(leaf, measured, seen)
@@ -156,14 +165,13 @@ class Verdicts:
 
         def wrong(mask: Tensor) -> bool:
             self._questions -= 1
-            return not self.directions.measure({name: draw * mask}).agrees
+            return not self.directions.measure({name: draw * mask}, goal=COARSE).agrees
 
         return locate(leaf.base.shape, wrong, leaf.base.device, most=self._questions)
 
     def _groups(self, names: Sequence[str]) -> list[list[str]]:
-        if not self._large:
-            return [[name] for name in names]
-        return [list(names[start::N_GROUPS]) for start in range(min(N_GROUPS, len(names)))]
+        most = N_GROUPS_OF_LARGE if self._large else N_GROUPS
+        return [list(names[start::most]) for start in range(min(most, len(names)))]
 
     def _second_oracle(self, draw: dict[str, Tensor]) -> str:
         """What forward mode says: it shares nothing with the backward but the operations."""
