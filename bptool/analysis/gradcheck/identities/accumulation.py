@@ -47,7 +47,10 @@ def _of_workload(at_hand: ModelAtHand) -> Identity | str:
         return f"{NAME}: the workload's micro-batches cannot be joined along a first dimension"
     weights = [int(workload.weight(part)) for part in parts]
     with torch.no_grad(), _as_evaluated(step.model):
-        together = workload.loss(step.model, whole)
+        try:
+            together = workload.loss(step.model, whole)
+        except Exception as error:  # of the user's code, which may know one size of batch alone
+            return f"{NAME}: the workload's loss takes no batch of several micro-batches ({type(error).__name__})"
         of_parts = [
             float(workload.loss(step.model, part)) * weight for part, weight in zip(parts, weights, strict=True)
         ]

@@ -58,6 +58,9 @@ def clipping(at_hand: ModelAtHand) -> Identity:
     free = _clipped(at_hand, 0.0)
     used = [gradient for gradient in free.gradients.values() if gradient is not None]
     norm = math.sqrt(math.fsum(float(gradient.double().square().sum()) for gradient in used))
+    if not math.isfinite(norm):
+        nothing = Agreement(False, math.nan, 0.0, f"the norm is {norm}")
+        return as_identity(CLIPPING, [nothing], "the norm over all gradients together")
     n_numbers = sum(gradient.numel() for gradient in used)
     tolerance = 2 * rounding_unit(torch.float32) + (n_numbers + 4) * rounding_unit(torch.float64)
     agreements, limit = [_norm_agrees(free.norm, norm, tolerance)], norm / 2
