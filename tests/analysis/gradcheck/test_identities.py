@@ -288,6 +288,13 @@ class TestAttention:
         assert all(identity.holds for identity in found)
         assert q.grad is not None  # the sum over both uses, of which the identity saw one
 
+    def test_a_token_that_sees_itself_alone_has_no_gradient_in_its_scores(self) -> None:
+        found = of_transformer({"model.sliding_window": 1})
+        assert failed(found) == []
+        for name in (QUERY, KEY):
+            assert named(found.identities, name).figures["blocks.0.attention.gradient_norm"] < 1e-15
+            assert named(found.identities, name).tolerance == 0
+
 
 class TestOrder:
     def test_blocks_the_other_way_round(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,6 +472,12 @@ class TestAgreement:
         actual = torch.tensor([1.0, value, 1.0])
         assert not agree(actual, expected, expected, "here").holds
         assert not agree_as_one({"a": actual}, {"a": expected}, 1.0).holds
+
+    def test_below_the_smallest_normal_numbers_nothing_is_compared(self) -> None:
+        expected = torch.tensor([1e-310, 1.0], dtype=torch.float64)
+        actual = torch.tensor([2e-310, 1.0], dtype=torch.float64)
+        assert agree(actual, expected, torch.zeros_like(expected), "here").holds
+        assert not agree(1e200 * actual, 1e200 * expected, torch.zeros_like(expected), "here").holds
 
     def test_a_gradient_that_is_missing_is_zero(self) -> None:
         one = torch.ones(4)

@@ -75,11 +75,37 @@ def _agrees(
         step.accumulate(parts, [int(weight(part)) for part in parts])
         accumulated = gradients(step.model)
         step.optimizers.zero_grad()
-        loss = step.workload.loss(step.model, whole)
-        loss.backward()
-    tolerance = _operations(step.model, parts) * rounding_unit(loss.dtype)
-    found = agree_as_one(accumulated, gradients(step.model), tolerance)
+        at_once, unit = _gradient(step, whole)
+        with _moved_by(unit, step.model):
+            moved = agree_as_one(_gradient(step, whole)[0], at_once, 0.0).relative_error
+    # Each operation's rounding does as much to the gradient as a rounding of the weights.
+    found = agree_as_one(accumulated, at_once, _operations(step.model, parts) * max(moved, unit))
     return replace(found, where=f"{what}: {found.where}")
+
+
+def _gradient(step: TrainStep, batch: Batch) -> tuple[dict[str, torch.Tensor | None], float]:
+    """Plain autograd's, and the rounding unit of the loss."""
+    step.optimizers.zero_grad()
+    loss = step.workload.loss(step.model, batch)
+    loss.backward()
+    return gradients(step.model), rounding_unit(loss.dtype)
+
+
+@contextmanager
+def _moved_by(unit: float, model: nn.Module) -> Iterator[None]:
+    """Each weight rounded up or down by a share `unit` of itself, and put back."""
+    before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter, value in before:
+            ups = torch.randint(2, value.shape, generator=generator).to(value)
+            parameter.copy_(value * (1 + 2 * unit * (2 * ups - 1)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
 
 
 @contextmanager
