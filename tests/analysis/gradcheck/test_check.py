@@ -303,6 +303,12 @@ class TestMistakes:
             checked(lambda x: x * (1 // 0), random_input(3))
 
 
+def test_where_nothing_is_connected_no_probe_is_made() -> None:
+    result = checked(lambda x: x.detach() * 2, random_input(3))
+    assert (only(result).verdict, only(result).cut_by, result.probes) == ("not_connected", "detach", [])
+    assert result.passed
+
+
 def test_a_forward_that_is_not_finite_says_which_operation_was_first() -> None:
     result = checked(lambda x: (x - 5).log().exp(), random_input(3))
     assert not result.passed
