@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -40,10 +41,22 @@ def answer(target_text: str | None, overrides: Sequence[str], *, seed: int | Non
             target = workload_target(transformer_workload(small), seed=small.run.seed, device=device)
         else:
             made = load_gradient_target(asked.code)
-            target = made if isinstance(made, GradientTarget) else workload_target(made, seed=seed, device=device)
-        try:
+            with _memory_errors(asked.words):
+                target = made if isinstance(made, GradientTarget) else workload_target(made, seed=seed, device=device)
+        with _memory_errors(asked.words):
             return check_gradients(target, seed=seed, name=asked.words, settings=asked.overrides, sizes_cut=sizes_cut)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise OutOfMemory(
-                f"{asked.words} does not fit into memory in float64", "check a smaller model of the same kind"
-            ) from error
+
+
+@contextmanager
+def _memory_errors(words: str) -> Iterator[None]:
+    """PyTorch's ways to say that memory is exhausted; on a CPU it is a RuntimeError like any other."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not known:
+            raise
+        raise OutOfMemory(
+            f"{words} does not fit into memory in float64, which takes twice what float32 does",
+            "check a smaller model of the same kind, or fewer sequences: the formulas are the same",
+        ) from error

@@ -128,6 +128,8 @@ class TestWrong:
             found = broken(change)
             assert (found.verdict, found.cut_by) == ("wrong", None)
             assert found.relative_error == pytest.approx(1)
+            assert found.detectable_relative_error is not None
+            assert found.detectable_relative_error < 1e-8
 
     def test_a_branch_that_is_detached_in_part_and_what_detaches_it(self) -> None:
         found = only(checked(lambda x: x * x.detach(), random_input(6)))
