@@ -374,7 +374,7 @@ class Block(nn.Module):
             layer(normal).unflatten(-1, (n_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
         pairs = q.shape[-1] // 2
-        angles = torch.arange(q.shape[-2])[:, None] * 10.0 ** -torch.arange(pairs, dtype=torch.float64)
+        angles = torch.arange(q.shape[-2])[:, None] * 100.0 ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
         q, k = (Rope.apply(t, angles, bug) for t in (q, k))  # type: ignore[no-untyped-call]
         y: Any = Attention.apply(q, k, v, bug)  # type: ignore[no-untyped-call]
         y = Dropout.apply(self.output(y.transpose(1, 2).flatten(2)), bug)  # type: ignore[no-untyped-call]

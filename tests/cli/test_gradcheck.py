@@ -61,6 +61,9 @@ def raising_in_backward():
 def changing():
     return GradientTarget(lambda x, y: x * y.mul_(2), (some(3), torch.randn(3)))
 
+def huge():
+    return GradientTarget(lambda x: x.expand(10**13, 10**4).contiguous(), (some(1, 1),))
+
 def number():
     return 3
 """
@@ -158,6 +161,12 @@ def test_mistakes_of_the_target(own: Path, name: str, words: list[str]) -> None:
     done = invoke("gradcheck", f"mine.py:{name}")
     assert (done.code, done.out) == (2, "")
     assert [word for word in words if word not in done.err] == []
+
+
+def test_what_does_not_fit_is_the_machines_no(own: Path) -> None:
+    done = invoke("gradcheck", "mine.py:huge")
+    assert (done.code, done.out) == (3, "")
+    assert "does not fit into memory in float64" in done.err
 
 
 def test_other_commands_say_whose_target_it_is(own: Path) -> None:

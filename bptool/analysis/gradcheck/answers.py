@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
@@ -58,22 +59,17 @@ def answer(
     command_line = read_command_line(target_text, overrides, command="gradcheck")
     seed = fresh_seed() if seed is None else seed
     torch.manual_seed(derive_seed(seed, "target"))  # sample inputs are a function of the seed, as the directions are
-    with users_errors(command_line.code):
+    with users_errors(command_line.code), _memory_errors(command_line.words):
         asked = _checked(command_line, seed)
         if precision is not None and asked.workload is None:
             raise UsageError(
                 f"--precision {precision} compares training steps, and {asked.words} is a function without one",
                 "give it a TARGET that returns a Workload",
             )
-        try:
-            result = check_gradients(
-                asked.target, seed=seed, name=asked.words, settings=asked.settings, sizes_cut=asked.sizes_cut
-            )
-            return _with_model_checks(result, asked, precision)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise OutOfMemory(
-                f"{asked.words} does not fit into memory in float64", "check a smaller model of the same kind"
-            ) from error
+        result = check_gradients(
+            asked.target, seed=seed, name=asked.words, settings=asked.settings, sizes_cut=asked.sizes_cut
+        )
+        return _with_model_checks(result, asked, precision)
 
 
 def _checked(found: Asked, seed: int) -> _Checked:
@@ -124,3 +120,18 @@ def _known(precision: str | None) -> None:
         raise UsageError(
             f"--precision {precision} is no format{nearest(precision, modes)}", f"choose one of {', '.join(modes)}"
         )
+
+
+@contextmanager
+def _memory_errors(words: str) -> Iterator[None]:
+    """PyTorch's ways to say that memory is exhausted; on a CPU it is a RuntimeError like any other."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not known:
+            raise
+        raise OutOfMemory(
+            f"{words} does not fit into memory in float64, which takes twice what float32 does",
+            "check a smaller model of the same kind, or fewer sequences: the formulas are the same",
+        ) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from bptool.analysis.gradcheck.arguments import ModelLoss
 from bptool.analysis.gradcheck.check import check_gradients, fresh_seed
 from bptool.analysis.gradcheck.result import GradcheckResult
 from bptool.analysis.gradcheck.workloads import workload_target
@@ -68,4 +69,9 @@ def _figures(tensor: Any) -> str:
 
 
 def _name(function: Callable[..., Any]) -> str:
-    return type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", "the function")
+    if isinstance(function, nn.Module):
+        return type(function).__name__
+    if isinstance(function, ModelLoss):
+        return f"the loss of {type(function.model).__name__}"
+    owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "the function")
+    return f"{owner.__name__}.{name}" if isinstance(owner, type) else name

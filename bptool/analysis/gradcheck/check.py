@@ -104,7 +104,8 @@ def _judged(subject: Subject, seen: Survey, point: _Point) -> tuple[list[TensorC
         return _nondeterministic(subject, "the same call gives another value"), []
     noise = estimate_noise(subject, _everywhere(subject), seen.epsilon)
     tensors = Verdicts(subject, point.gradients, point.repeated, noise).all()
-    probes = probe(subject, point.gradients, noise)
+    wrong = any(tensor.verdict == "wrong" for tensor in tensors)
+    probes = probe(subject, point.gradients, noise, wrong=wrong)
     if _apart(point.value, subject.value(), seen):
         return _nondeterministic(subject, "the same call gives another value later on"), probes
     return [_with_culprit(subject, tensor) for tensor in tensors], probes

@@ -116,6 +116,12 @@ class Directions:
         return drawn if leaf.kept is None else drawn * leaf.kept
 
 
+def rms_slope(measured: Sequence[Measured]) -> float:
+    """Root mean square of the finite differences: an estimate of the true gradient's norm, times the unit of a step."""
+    slopes = [one.by_differences for one in measured if math.isfinite(one.by_differences)]
+    return math.hypot(*slopes) / math.sqrt(len(slopes)) if slopes else 0.0
+
+
 def relative_error(measured: Sequence[Measured]) -> float:
     """Root of the sum of squared differences over that of squared slopes."""
     return _over_slopes([one.difference for one in measured], measured)

@@ -24,9 +24,15 @@ from bptool.analysis.gradcheck.strange_inputs import (
 from bptool.analysis.gradcheck.subject import Gradients, Subject, gaussian_like, real_view
 
 
-def probe(subject: Subject, gradients: Gradients, noise: Noise) -> list[ProbeCheck]:
-    """Every probe's answer; a probe that does not apply holds and says so."""
-    setting = Setting(subject, gradients, noise)
+def probe(subject: Subject, gradients: Gradients, noise: Noise, *, wrong: bool) -> list[ProbeCheck]:
+    """Every probe's answer; a probe that does not apply holds and says so. Without any gradient none is asked.
+
+    Args:
+        wrong: whether a gradient is known to be wrong already.
+    """
+    if all(grad is None for grad in gradients.values()):
+        return []
+    setting = Setting(subject, gradients, noise, wrong)
     answers = {ask.__name__: ask(setting) for ask in PROBES}
     subject.clear()
     return [ProbeCheck(name=name, holds=found.holds, detail=found.detail) for name, found in answers.items()]

@@ -19,11 +19,12 @@ _LONGEST = 90
 
 @dataclass(frozen=True)
 class Setting:
-    """What a probe is given: the subject, the gradient that is judged already, and how exact values are."""
+    """What a probe is given: the subject, the gradient, how exact values are, and whether the gradient is wrong."""
 
     subject: Subject
     gradients: Gradients
     noise: Noise
+    wrong: bool
 
     def directions(self, gradients: Gradients | None = None) -> Directions:
         """Directions to measure along, for another gradient too."""

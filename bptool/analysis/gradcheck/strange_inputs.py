@@ -91,6 +91,8 @@ def _with_indices(setting: Setting, change: Change) -> Answer:
     """A gradient with other indices, against finite differences along one direction of all leaves."""
     if not _has_inputs(setting, _is_index):
         return Answer(True, "nothing to ask: no input holds indices")
+    if setting.wrong:
+        return Answer(True, "not asked: a gradient is wrong with the given indices already")
     subject = setting.subject
     with subject.arguments.swapped(lambda tensor: change(tensor) if _is_index(tensor) else tensor):
         try:

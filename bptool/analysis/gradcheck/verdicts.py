@@ -24,6 +24,7 @@ from bptool.analysis.gradcheck.directions import (
     detectable,
     relative_bar,
     relative_error,
+    rms_slope,
 )
 from bptool.analysis.gradcheck.location import locate
 from bptool.analysis.gradcheck.result import TensorCheck, Verdict
@@ -127,7 +128,8 @@ class Verdicts:
         draws = [self.directions.draw([leaf.name], k) for k in range(2 if self._large else N_DIRECTIONS)]
         measured = [self.directions.measure(draw) for draw in draws]
         norm = self.directions.norm(leaf.name)
-        error, bar, seen = relative_error(measured), relative_bar(measured), detectable(measured, norm)
+        size = max(norm, rms_slope(measured))  # where the gradient is wrong, it may be too small
+        error, bar, seen = relative_error(measured), relative_bar(measured), detectable(measured, size)
         if any(one.jump for one in measured):
             return self._at_kink(leaf, error, bar, seen)
         off = [draw for draw, one in zip(draws, measured, strict=True) if not one.agrees]
@@ -221,10 +223,11 @@ def _differ(grad: Tensor | None, again: Tensor | None, tolerance: float) -> bool
 def common_factor(measured: Sequence[Measured]) -> float | None:
     """The factor that a gradient is wrong by, where every direction shows the same one."""
     ratios = sorted(one.by_backward / one.by_differences for one in measured if one.by_differences)
-    if not ratios or not all(map(math.isfinite, ratios)):
+    if len(ratios) < 2 or not all(map(math.isfinite, ratios)):
         return None
     middle = ratios[len(ratios) // 2]
-    return middle if ratios[-1] - ratios[0] <= 1e-2 * abs(middle - 1) else None
+    blur = max(one.error_bar / abs(one.by_differences) for one in measured if one.by_differences)
+    return middle if ratios[-1] - ratios[0] <= 1e-4 * abs(middle - 1) + 2 * blur else None
 
 
 def _shape_of_error(measured: Sequence[Measured]) -> str:

@@ -128,6 +128,8 @@ class TestWrong:
             found = broken(change)
             assert (found.verdict, found.cut_by) == ("wrong", None)
             assert found.relative_error == pytest.approx(1)
+            assert found.detectable_relative_error is not None
+            assert found.detectable_relative_error < 1e-8
 
     def test_a_branch_that_is_detached_in_part_and_what_detaches_it(self) -> None:
         found = only(checked(lambda x: x * x.detach(), random_input(6)))
@@ -301,6 +303,12 @@ class TestMistakes:
     def test_an_error_of_its_own_stays_its_own(self) -> None:
         with pytest.raises(ZeroDivisionError):
             checked(lambda x: x * (1 // 0), random_input(3))
+
+
+def test_where_nothing_is_connected_no_probe_is_made() -> None:
+    result = checked(lambda x: x.detach() * 2, random_input(3))
+    assert (only(result).verdict, only(result).cut_by, result.probes) == ("not_connected", "detach", [])
+    assert result.passed
 
 
 def test_a_forward_that_is_not_finite_says_which_operation_was_first() -> None:
