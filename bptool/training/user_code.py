@@ -1,4 +1,4 @@
-"""The user's own code: `file.py:name` or `package.module:name`, a callable that returns a Workload."""
+"""The user's own code: `file.py:name` or `package.module:name`, which returns a Workload or a GradientTarget."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import bptool
 from bptool.config.target import CodeTarget
 from bptool.errors import BptoolError, TargetError, nearest
+from bptool.training.gradient_target import GradientTarget
 from bptool.training.workload import Batch, Workload
 
 # Frames of the interpreter, of libraries, and of bptool itself.
@@ -34,6 +35,33 @@ def load_workload(target: CodeTarget) -> Workload:
     Raises:
         TargetError: it is not there, is not callable, returns no Workload, or raised; the user's own line is named.
     """
+    workload = _made(target)
+    if isinstance(workload, GradientTarget):
+        raise TargetError(f"{target} gave a GradientTarget, which only gradcheck takes", f"bptool gradcheck {target}")
+    if not isinstance(workload, Workload):
+        raise TargetError(
+            f"{target} gave {type(workload).__name__}, not a Workload",
+            "return bptool.Workload(model=..., batch=..., loss=...) from it",
+        )
+    return replace(workload, model=_checked_model(target, workload), loss=_checked_loss(target, workload))
+
+
+def load_gradient_target(target: CodeTarget) -> Workload | GradientTarget:
+    """The same for a check of gradients, where the callable may return a GradientTarget too.
+
+    Raises:
+        TargetError: as `load_workload`.
+    """
+    made = _made(target)
+    if not isinstance(made, Workload | GradientTarget):
+        raise TargetError(
+            f"{target} gave {type(made).__name__}, neither a GradientTarget nor a Workload",
+            "return bptool.GradientTarget(function, inputs) from it",
+        )
+    return made
+
+
+def _made(target: CodeTarget) -> Any:
     module = _run(target, lambda: _import(target.place))
     factory = getattr(module, target.name, None)
     if factory is None:
@@ -42,13 +70,7 @@ def load_workload(target: CodeTarget) -> Workload:
             f"{target.place} has no '{target.name}'{nearest(target.name, public)}",
             f"name a callable that returns a Workload: {target.place}:NAME",
         )
-    workload = _run(target, factory) if callable(factory) else factory
-    if not isinstance(workload, Workload):
-        raise TargetError(
-            f"{target} gave {type(workload).__name__}, not a Workload",
-            "return bptool.Workload(model=..., batch=..., loss=...) from it",
-        )
-    return replace(workload, model=_checked_model(target, workload), loss=_checked_loss(target, workload))
+    return _run(target, factory) if callable(factory) else factory
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Is my gradient right, and if not, which parameter and which op?"""

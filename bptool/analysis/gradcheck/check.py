@@ -1,0 +1,166 @@
+"""Is the gradient right? One target, one seed, one record."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bptool.analysis.gradcheck.differences import estimate_noise
+from bptool.analysis.gradcheck.estimate_verdicts import estimates_of, told_as_estimates
+from bptool.analysis.gradcheck.nonfinite import first_nonfinite, first_nonfinite_backward
+from bptool.analysis.gradcheck.probes import probe
+from bptool.analysis.gradcheck.result import FAILING, Cost, GradcheckResult, ProbeCheck, TensorCheck
+from bptool.analysis.gradcheck.subject import Gradients, Subject, gaussian_like
+from bptool.analysis.gradcheck.survey import Survey, survey
+from bptool.analysis.gradcheck.verdicts import NOT_FINITE, Verdicts, record
+from bptool.errors import TargetError
+from bptool.training.gradient_target import GradientTarget
+from bptool.training.user_code import describe
+
+
+def fresh_seed() -> int:
+    """A seed that nobody chose; it is printed, so that a run can be repeated."""
+    return secrets.randbelow(2**31)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The gradient at the point that is checked, twice."""
+
+    value: float
+    again: float
+    gradients: Gradients
+    repeated: Gradients
+
+
+def check_gradients(
+    target: GradientTarget,
+    *,
+    seed: int,
+    name: str = "the function",
+    settings: Sequence[str] = (),
+    sizes_cut: Sequence[str] = (),
+    assumptions: Sequence[str] = (),
+) -> GradcheckResult:
+    """Check every parameter's and input's gradient of a target.
+
+    PyTorch's global random state is as it was afterwards.
+
+    Args:
+        name, settings, sizes_cut, assumptions: as the result says them.
+
+    Raises:
+        TargetError: the target cannot be checked: it has no gradient to check, changes its inputs, returns no tensor.
+    """
+    start = time.perf_counter()
+    with _random_state_kept():
+        subject = Subject(target, seed=seed)
+        seen = survey(subject)
+        point, forward_s, backward_s = _evaluated(subject)
+        tensors, probes = _judged(subject, seen, point)
+        estimates = estimates_of(subject, forward_s)
+        tensors = told_as_estimates(tensors, estimates)
+    check_s = time.perf_counter() - start
+    n_elements = subject.n_elements
+    failed = any(t.verdict in FAILING for t in tensors) or not all(p.holds for p in probes)
+    return GradcheckResult(
+        target=name,
+        settings=list(settings),
+        passed=not failed,
+        seed=seed,
+        tensors=tensors,
+        identities=[],
+        probes=probes,
+        estimates=estimates,
+        precision=None,
+        checked_count=n_elements,
+        sizes_cut=list(sizes_cut),
+        assumptions=[*assumptions, *seen.sentences],
+        cost=Cost(
+            forward_s=forward_s,
+            backward_s=backward_s,
+            check_s=check_s,
+            passes=check_s / (forward_s + backward_s),
+            forwards_count=subject.evaluations,
+            finite_differences_forwards_count=2 * n_elements,
+            finite_differences_s=2 * n_elements * forward_s,
+        ),
+    )
+
+
+def _judged(subject: Subject, seen: Survey, point: _Point) -> tuple[list[TensorCheck], list[ProbeCheck]]:
+    if not math.isfinite(point.value):
+        where = first_nonfinite(subject)
+        tensors = [_unchecked(subject, name, point) for name in subject.leaves]
+        return tensors, [ProbeCheck(name="finite_forward", holds=False, detail=where)]
+    if _apart(point.value, point.again, seen):
+        return _nondeterministic(subject, "the same call gives another value"), []
+    noise = estimate_noise(subject, _everywhere(subject), seen.epsilon)
+    tensors = Verdicts(subject, point.gradients, point.repeated, noise).all()
+    wrong = any(tensor.verdict == "wrong" for tensor in tensors)
+    probes = probe(subject, point.gradients, noise, wrong=wrong)
+    if _apart(point.value, subject.value(), seen):
+        return _nondeterministic(subject, "the same call gives another value later on"), probes
+    return [_with_culprit(subject, tensor) for tensor in tensors], probes
+
+
+def _apart(value: float, again: float, seen: Survey) -> bool:
+    return abs(value - again) > 64 * seen.epsilon * max(abs(value), abs(again))
+
+
+def _everywhere(subject: Subject) -> dict[str, Tensor]:
+    """A direction in which every leaf moves."""
+    generator = subject.generator("noise")
+    moves = {name: gaussian_like(leaf.base, generator) * leaf.scale for name, leaf in subject.leaves.items()}
+    return {name: move for name, move in moves.items() if move.numel()}
+
+
+def _nondeterministic(subject: Subject, detail: str) -> list[TensorCheck]:
+    remedy = f"{detail}: draw random numbers from torch's global generator, which is replayed"
+    return [record(leaf, "nondeterministic", detail=remedy) for leaf in subject.leaves.values()]
+
+
+def _unchecked(subject: Subject, name: str, point: _Point) -> TensorCheck:
+    leaf, grad = subject.leaves[name], point.gradients[name]
+    if grad is not None and not torch.isfinite(grad).all():
+        return record(leaf, "wrong", detail="its gradient is not finite, as the forward is not")
+    return record(leaf, "precision_limited", detail="the forward is not finite, so there is nothing to compare with")
+
+
+def _with_culprit(subject: Subject, tensor: TensorCheck) -> TensorCheck:
+    """The operation of the backward that first made a NaN or an infinity, where a gradient has one."""
+    if tensor.detail != NOT_FINITE:
+        return tensor
+    return tensor.model_copy(update={"detail": f"{NOT_FINITE}: {first_nonfinite_backward(subject)}"})
+
+
+def _evaluated(subject: Subject) -> tuple[_Point, float, float]:
+    """The point, and how long a forward with its graph and the backward took; the second time counts."""
+    try:
+        value, gradients = subject.gradient()
+    except Exception as error:
+        raise TargetError(
+            f"the target's backward raised {describe(error)}", "its gradient cannot be had at all: fix it, or detach it"
+        ) from error
+    start = time.perf_counter()
+    subject.clear()
+    again = subject.scalar(subject.outputs())
+    middle = time.perf_counter()
+    if again.requires_grad:
+        again.backward()
+    end = time.perf_counter()
+    return _Point(value, float(again.item()), gradients, subject.collected()), middle - start, end - middle
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        yield

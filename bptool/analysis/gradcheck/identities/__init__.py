@@ -1,0 +1,1 @@
+"""Identities of backpropagation: equations between gradients that hold in every model that has such parts."""

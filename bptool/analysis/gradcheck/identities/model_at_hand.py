@@ -1,0 +1,133 @@
+"""The model at hand, as the identities need it: in float64 or as it is trained, always from the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten  # what torch itself nests tensors with
+
+from bptool.config.overrides import override
+from bptool.config.schema import Config, OptimizerSettings, PrecisionSettings
+from bptool.training.assembly import build_model, build_step
+from bptool.training.instrument import Announcer, Instrument
+from bptool.training.optimizers import build_optimizers
+from bptool.training.precision import Precision
+from bptool.training.seeds import derive_seed
+from bptool.training.step import TrainStep
+from bptool.training.workload import Batch, Workload, transformer_workload
+
+
+@dataclass(frozen=True)
+class ModelAtHand:
+    """A model, its batches and its step.
+
+    Attributes:
+        config: of the run; the built-in transformer's sizes are what float64 can afford.
+        built_in: whether it is the built-in transformer, whose parts are known.
+        seed: weights, batches and dropout are functions of it.
+    """
+
+    config: Config
+    workload: Workload
+    built_in: bool
+    seed: int
+    device: torch.device
+
+    def changed(self, changes: Mapping[str, object]) -> ModelAtHand:
+        """The same under other settings."""
+        config = override(self.config, changes)
+        return replace(self, config=config, workload=transformer_workload(config) if self.built_in else self.workload)
+
+    def batches(self, count: int, dtype: torch.dtype | None) -> list[Batch]:
+        """Micro-batches, with floating point in `dtype`, or as the workload makes them."""
+        found = []
+        for number in range(count):
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "gradcheck", "batch", number))
+            with default_dtype(torch.float32):  # random numbers of another dtype are others
+                batch = self.workload.batch(generator)
+            found.append(placed(batch, self.device, dtype))
+        return found
+
+    def exact_model(self) -> nn.Module:
+        """The model in float64."""
+        self.seed_all("weights")
+        return build_model(self.workload, self.device, torch.float64).to(torch.float64)
+
+    def exact_step(self, *instruments: Instrument) -> TrainStep:
+        """The trainer's step on a float64 model, with plain gradient descent."""
+        model, settings = self.exact_model(), OptimizerSettings(name="gradient-descent", lr=self.config.optimizer.lr)
+        return TrainStep(
+            model=model,
+            workload=self.workload,
+            optimizers=build_optimizers(model, [], settings),
+            precision=Precision(PrecisionSettings(), self.device),
+            learning_rate=lambda step: settings.lr,
+            clip_norm=self.config.training.clip_norm,
+            announcer=Announcer(instruments),
+        )
+
+    def trained_step(self, *instruments: Instrument) -> TrainStep:
+        """The trainer's step as it is, in the config's precision."""
+        self.seed_all("weights")
+        return build_step(self.config, self.workload, self.device, Announcer(instruments))
+
+    def seed_all(self, purpose: str) -> None:
+        """Make what PyTorch's global generators draw next a function of the seed and its purpose."""
+        torch.manual_seed(derive_seed(self.seed, "gradcheck", purpose))
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """PyTorch's global generators are afterwards as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def placed(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
+    """The batch on a device, its floating point in `dtype` (None: as it is)."""
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(device, dtype if leaf.is_floating_point() else None)
+
+    return tree_map(moved, batch)
+
+
+def joined(batches: Sequence[Batch]) -> Batch | None:
+    """Several micro-batches as one, along the first dimension; None where that cannot be."""
+    flat = [tree_flatten(batch) for batch in batches]
+    columns = list(zip(*(leaves for leaves, _ in flat), strict=True))
+    together: list[Any] = []
+    for column in columns:
+        if all(isinstance(leaf, Tensor) and leaf.dim() for leaf in column):
+            if len({leaf.shape[1:] for leaf in column}) > 1:
+                return None
+            together.append(torch.cat(column))
+        elif any(isinstance(leaf, Tensor) for leaf in column) or any(leaf != column[0] for leaf in column):
+            return None
+        else:
+            together.append(column[0])
+    return tree_unflatten(together, flat[0][1])
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor | None]:
+    """A copy of each trained parameter's gradient."""
+    named = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return {name: None if gradient is None else gradient.clone() for name, gradient in named.items()}
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What a model makes without saying its dtype has this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

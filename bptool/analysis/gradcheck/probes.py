@@ -1,0 +1,164 @@
+"""What a check at one point with well-behaved tensors leaves out: each probe meets the target in another way.
+
+Most compare a gradient with the one that is judged already. What a target refuses with an error of its own counts as
+right, as nobody is misled; only a backward that fails on an incoming gradient does not, as no caller can foresee it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bptool.analysis.gradcheck.differences import Noise
+from bptool.analysis.gradcheck.probing import HOLDS, Answer, Setting, compared, first_line
+from bptool.analysis.gradcheck.result import ProbeCheck
+from bptool.analysis.gradcheck.second_order import double_backward
+from bptool.analysis.gradcheck.strange_inputs import (
+    expanded_inputs,
+    noncontiguous_inputs,
+    repeated_indices,
+    zero_indices,
+)
+from bptool.analysis.gradcheck.subject import Gradients, Subject, gaussian_like, real_view
+
+
+def probe(subject: Subject, gradients: Gradients, noise: Noise, *, wrong: bool) -> list[ProbeCheck]:
+    """Every probe's answer; a probe that does not apply holds and says so. Without any gradient none is asked.
+
+    Args:
+        wrong: whether a gradient is known to be wrong already.
+    """
+    if all(grad is None for grad in gradients.values()):
+        return []
+    setting = Setting(subject, gradients, noise, wrong)
+    answers = {ask.__name__: ask(setting) for ask in PROBES}
+    subject.clear()
+    return [ProbeCheck(name=name, holds=found.holds, detail=found.detail) for name, found in answers.items()]
+
+
+def noncontiguous_gradient(setting: Setting) -> Answer:
+    """The gradient that comes in lies in memory with gaps."""
+
+    def with_gaps(weight: Tensor) -> Tensor:
+        turned = weight.movedim(0, -1) if weight.dim() else weight
+        gaps = torch.stack([turned, torch.full_like(turned, float("nan"))], -1)[..., 0]
+        return gaps.movedim(-1, 0) if weight.dim() else gaps
+
+    return _with_incoming(setting, with_gaps, lambda weight: weight)
+
+
+def expanded_gradient(setting: Setting) -> Answer:
+    """The gradient that comes in is one number expanded, as the backward of `sum` sends it."""
+
+    def expanded(weight: Tensor) -> Tensor:
+        return weight.flatten()[:1].sum().expand(weight.shape)
+
+    return _with_incoming(setting, expanded, lambda weight: expanded(weight).contiguous())
+
+
+def rng_replay(setting: Setting) -> Answer:
+    """Random numbers drawn again from the same seed give the same gradient."""
+    subject = setting.subject
+    torch.manual_seed(subject.random_seed)
+    before = torch.get_rng_state()
+    _, gradients = subject.gradient()
+    if torch.equal(before, torch.get_rng_state()):
+        return Answer(True, "it draws no random numbers")
+    return compared(setting, gradients, HOLDS)
+
+
+def second_call(setting: Setting) -> Answer:
+    """Another call comes between a forward and its backward; and the backward runs twice."""
+    subject = setting.subject
+
+    def others(tensor: Tensor) -> Tensor:
+        return tensor.detach().flatten().roll(1).view(tensor.shape).requires_grad_(tensor.requires_grad)
+
+    try:
+        subject.clear()
+        value = subject.scalar(subject.outputs())
+        with subject.arguments.swapped(others):
+            held = _tried(subject.outputs)
+        value.backward(retain_graph=True)
+        first = subject.collected()
+        del held
+    except RuntimeError as error:
+        return Answer(True, f"refused: {first_line(error)}")
+    found = compared(setting, first, HOLDS)
+    if not found.holds:
+        return Answer(False, f"after another call {found.detail}")
+    subject.clear()
+    try:
+        value.backward()
+    except RuntimeError as error:
+        return Answer(True, f"a second backward of one graph is refused: {first_line(error)}")
+    found = compared(setting, subject.collected(), HOLDS)
+    return found if found.holds else Answer(False, f"in a second backward of one graph {found.detail}")
+
+
+def accumulation(setting: Setting) -> Answer:
+    """A backward adds to what `.grad` holds."""
+    subject = setting.subject
+    held = {}
+    for name, leaf in subject.leaves.items():
+        grad = setting.gradients[name]
+        size = 1.0 if grad is None or not grad.numel() else float(real_view(grad).abs().max().item()) or 1.0
+        held[name] = gaussian_like(leaf.base, subject.generator("held", name)) * size
+        leaf.tensor.grad = held[name].clone()
+    subject.scalar(subject.outputs()).backward()
+    gradients: Gradients = {}
+    for name, leaf in subject.leaves.items():
+        grad = leaf.tensor.grad
+        added = None if grad is None else grad.detach() - held[name]
+        kept = added is None or leaf.kept is None
+        gradients[name] = added if kept else torch.where(leaf.kept.bool(), added, 0)  # type: ignore[arg-type, union-attr]
+    return compared(setting, gradients, HOLDS)
+
+
+PROBES: tuple[Callable[[Setting], Answer], ...] = (
+    noncontiguous_gradient,
+    expanded_gradient,
+    noncontiguous_inputs,
+    expanded_inputs,
+    zero_indices,
+    repeated_indices,
+    rng_replay,
+    double_backward,
+    second_call,
+    accumulation,
+)
+
+
+def _with_incoming(setting: Setting, strange: Callable[[Tensor], Tensor], plain: Callable[[Tensor], Tensor]) -> Answer:
+    subject = setting.subject
+    weights = subject.output_weights()
+    if all(weight is None or weight.numel() == 1 for weight in weights):
+        return Answer(True, "nothing to ask: the output is a scalar")
+    try:
+        gradients = _gradients_for(subject, strange)
+    except RuntimeError as error:
+        return Answer(False, f"the backward fails: {first_line(error)}")
+    return compared(setting, gradients, HOLDS, reference=_gradients_for(subject, plain))
+
+
+def _gradients_for(subject: Subject, incoming: Callable[[Tensor], Tensor]) -> Gradients:
+    """The leaves' gradients with changed weights coming in at the outputs."""
+    subject.clear()
+    chosen = [
+        (output, incoming(weight))
+        for output, weight in zip(subject.outputs(), subject.output_weights(), strict=True)
+        if weight is not None and output.requires_grad
+    ]
+    if chosen:
+        torch.autograd.backward([output for output, _ in chosen], [weight for _, weight in chosen])
+    return subject.collected()
+
+
+def _tried(call: Callable[[], object]) -> object:
+    """What a call gives; nothing where it does not like its inputs."""
+    try:
+        return call()
+    except Exception:
+        return None

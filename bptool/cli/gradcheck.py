@@ -1,0 +1,66 @@
+"""`bptool gradcheck`: is my gradient right, and if not, which parameter and where?"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from typing import Annotated
+
+import typer
+
+from bptool.cli.guard import guarded
+from bptool.cli.words import Debug, Json, Keys, Words, split_words
+from bptool.errors import AnswerIsNo
+
+_EXAMPLE = """\b
+Examples:
+  bptool gradcheck
+  bptool gradcheck gpt2 model.dropout=0.1 --seed 7
+  bptool gradcheck my_kernel.py:layer_norm --json
+  bptool gradcheck tiny --precision bf16-mixed"""
+
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Of the random directions; a fresh one if not given. It is printed."),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="MODE",
+        help="Compare each gradient in this format with float64's too: fp32, tf32, bf16-mixed, bf16 or fp16-mixed.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("gradcheck", epilog=_EXAMPLE)(gradcheck)
+
+
+@guarded
+def gradcheck(
+    words: Words = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    keys: Keys = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every gradient against finite differences.
+
+    In float64, with a verdict on each parameter and input, and the smallest error that would have been seen.
+    The identities of backpropagation are checked, too, with their figures.
+    FILE.py:NAME may return a GradientTarget(function, inputs) too. Exit codes: 0 all are right, 1 one is wrong,
+    2 a wrong command line, config or target, 3 the machine said no.
+    """
+    target, overrides = split_words(words)
+
+    from bptool.analysis.gradcheck.answers import answer
+    from bptool.report.gradcheck import render
+
+    with redirect_stdout(sys.stderr):  # what the user's own code prints is not our result
+        result = answer(target, overrides, seed=seed, precision=precision)
+    typer.echo(result.json_text() if json else render(result))
+    if not result.passed:
+        raise typer.Exit(AnswerIsNo.exit_code)

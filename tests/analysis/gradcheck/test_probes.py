@@ -1,0 +1,226 @@
+"""For each probe an operation that it alone finds out: its numbers are right at the point that is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bptool import GradientTarget
+from bptool.analysis.gradcheck.check import check_gradients
+from bptool.analysis.gradcheck.result import GradcheckResult
+
+
+def checked(function: Callable[..., Any], *inputs: Any, double_backward: bool = False) -> GradcheckResult:
+    return check_gradients(GradientTarget(function, inputs, double_backward=double_backward), seed=3)
+
+
+def failing(result: GradcheckResult) -> set[str]:
+    return {probe.name for probe in result.probes if not probe.holds}
+
+
+def detail(result: GradcheckResult, name: str) -> str:
+    return next(probe.detail for probe in result.probes if probe.name == name)
+
+
+def as_it_lies(tensor: Tensor) -> Tensor:
+    """The numbers in memory order, as a kernel sees them that is given a bare pointer."""
+    size = tensor.untyped_storage().size() // tensor.element_size()
+    flat = tensor.as_strided((size,), (1,), 0)
+    return torch.cat([flat, flat.new_zeros(tensor.numel())])[: tensor.numel()]  # beyond the storage lies anything
+
+
+class PointerInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return as_it_lies(grad).view(x.shape) * x.cos()
+
+
+class ViewInBackward(PointerInBackward):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return grad.view(-1).view(x.shape) * x.cos()
+
+
+class PointerToInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return grad * as_it_lies(x).view(x.shape).cos()
+
+
+class Remembering(torch.autograd.Function):
+    """Keeps what it needs where the next call puts its own."""
+
+    kept: Any = None
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        Remembering.kept = x.detach().clone()
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * Remembering.kept.cos()
+
+
+class Consuming(torch.autograd.Function):
+    """Changes in its backward what it saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.kept = x.detach().clone()
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.kept.cos_()
+
+
+class LastOfRepeated(torch.autograd.Function):
+    """Rows by index; of indices that come twice, the last alone is counted."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(table, ids)
+        return table[ids]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        table, ids = ctx.saved_tensors
+        found = torch.zeros_like(table)
+        found[ids] = grad
+        return found, None
+
+
+class Writing(torch.autograd.Function):
+    """Puts the gradient where autograd adds it up, instead of adding to what is there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        if x.grad is not None:
+            x.grad.zero_()
+        return grad * x.cos()
+
+
+class ConstantInDouble(torch.autograd.Function):
+    """exp, whose saved result was made without a graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.exp()
+        ctx.kept = y
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.kept
+
+
+class Once(PointerInBackward):
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return grad * x.cos()
+
+
+def some() -> Tensor:
+    return torch.randn(4, 3, requires_grad=True)
+
+
+def called(function: Any) -> Callable[..., Any]:
+    """`apply`, typed."""
+    apply: Callable[..., Any] = function.apply
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("function", "probes"),
+    [
+        (PointerInBackward, {"noncontiguous_gradient", "expanded_gradient"}),
+        (ViewInBackward, {"noncontiguous_gradient"}),
+        (PointerToInput, {"noncontiguous_inputs", "expanded_inputs"}),
+        (Remembering, {"second_call"}),
+        (Consuming, {"second_call"}),
+        (Writing, {"accumulation"}),
+    ],
+)
+def test_it_is_found_out(function: Any, probes: set[str]) -> None:
+    result = checked(called(function), some())
+    assert probes <= failing(result)
+    assert not result.passed
+    assert result.failures()[-1].startswith("probe ")
+    if function is not Consuming:  # its second backward is asked for by more than one probe
+        assert {t.verdict for t in result.tensors} == {"right"}
+
+
+def test_repeated_indices() -> None:
+    table = torch.randn(6, 3, requires_grad=True)
+    result = checked(called(LastOfRepeated), table, torch.tensor([0, 3, 1, 5]))
+    assert {t.verdict for t in result.tensors} == {"right"}
+    assert failing(result) == {"zero_indices", "repeated_indices"}
+
+
+def test_where_repeated_indices_have_no_defined_result_nothing_is_asked() -> None:
+    result = checked(lambda x, i, s: x.scatter(0, i, s), some(), torch.tensor([[0, 1, 2]]), torch.randn(1, 3))
+    assert result.passed
+    assert "scatter defines no result" in detail(result, "zero_indices")
+
+
+def test_double_backward_where_it_is_claimed() -> None:
+    assert failing(checked(called(ConstantInDouble), some(), double_backward=True)) == {"double_backward"}
+    told = checked(called(ConstantInDouble), some())
+    assert told.passed
+    assert "not claimed" in detail(told, "double_backward")
+    assert checked(torch.exp, some(), double_backward=True).passed
+
+
+def test_double_backward_that_is_refused() -> None:
+    told = checked(called(Once), some())
+    assert told.passed
+    assert "not offered" in detail(told, "double_backward")
+    assert failing(checked(called(Once), some(), double_backward=True)) == {"double_backward"}
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (nn.Linear(3, 2), (some(),)),
+        (nn.Embedding(5, 3), (torch.tensor([[0, 1, 1], [4, 4, 2]]),)),
+        (nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.GELU()), (some(),)),
+        (nn.GRU(3, 4, batch_first=True), (torch.randn(2, 5, 3, requires_grad=True),)),
+    ],
+    ids=["linear", "embedding", "dropout and batch norm", "gru"],
+)
+def test_all_hold_for_pytorchs_own(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    result = checked(module, *inputs)
+    assert failing(result) == set()
+    assert result.passed
+
+
+def test_every_probe_is_named_once() -> None:
+    names = [probe.name for probe in checked(torch.sin, some()).probes]
+    assert len(names) == len(set(names)) == 10
