@@ -62,16 +62,19 @@ class Slope:
     jump: float = 0.0
 
 
-def slope(along: Along, center: float, noise: Noise, *, goal: float = 0.0, offset: float = 1.0) -> Slope:
+def slope(
+    along: Along, center: float, noise: Noise, *, goal: float = 0.0, offset: float = 1.0, n_steps: int = 3
+) -> Slope:
     """f's slope at 0.
 
     Args:
         center: f(0).
         goal: an error bar that is small enough; smaller or larger steps are tried until it is met, or no longer helps.
         offset: multiplies the first steps, so that a second look has other ones.
+        n_steps: how many first steps, two evaluations each; at least 2.
     """
     table = _Table(along, center, noise)
-    for step in _first_steps(noise, offset):
+    for step in _first_steps(noise, offset)[-n_steps:]:
         table.add(step)
     while table.best().error_bar > goal and (further := table.next_step()):
         table.add(further)

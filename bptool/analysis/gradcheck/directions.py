@@ -62,7 +62,8 @@ class Directions:
         self.noise = noise
         self.floor = floor
         self.value = subject.value()
-        self.goal = COARSE if subject.n_elements > LARGE else FINE
+        large = subject.n_elements > LARGE
+        self.goal, self.n_steps = (COARSE, 2) if large else (FINE, 3)
         self.scales = {name: leaf.scale for name, leaf in subject.leaves.items()}
 
     def norm(self, name: str) -> float:
@@ -98,6 +99,7 @@ class Directions:
             # Of what is zero, it is enough to know that it is small beside the other tensors' gradients.
             goal=(goal or self.goal) * size if size > self.floor else 1e3 * self.floor,
             offset=offset,
+            n_steps=self.n_steps,
         )
         own = size * max(_BACKWARD_ROUNDING, 16 * self.noise.epsilon)
         return Measured(found.value, sum(shares), found.error_bar + own, found.jump)

@@ -288,7 +288,8 @@ def real_view(tensor: Tensor) -> Tensor:
 def gaussian_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers of its shape, dtype and device (both parts of a complex one)."""
     shape = real_view(tensor.detach()).shape
-    drawn = torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor.device)
+    # Drawn in float32, which is several times faster; a random number need not have more digits.
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32).to(tensor.device, torch.float64)
     if tensor.is_complex():
         return torch.view_as_complex(drawn).to(tensor.dtype)
     return drawn.to(tensor.dtype)

@@ -122,6 +122,7 @@ class TestWrong:
 
         assert broken(rows).location == "[4:8, :]"
         assert broken(columns).location == "[:, 1:16:2]"
+        assert broken(columns, 2, 64).location != "everywhere"
 
     def test_nothing_where_something_should_be(self) -> None:
         for change in (torch.zeros_like, lambda grad: None):
@@ -250,6 +251,20 @@ class TestRandomness:
     def test_so_is_a_function_that_counts_its_calls(self) -> None:
         calls = iter(range(10**6))
         assert only(checked(lambda x: x * (1.0 if next(calls) < 30 else 2.0), random_input(5))).verdict != "right"
+
+    def test_buffers_are_put_back_before_each_call(self) -> None:
+        class Counting(nn.Module):
+            calls: Tensor
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("calls", torch.zeros(()))
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.calls += 1
+                return x * self.calls
+
+        assert only(checked(Counting(), random_input(5))).verdict == "right"
 
     def test_a_seed_repeats_everything_but_the_clock(self) -> None:
         layer, x = nn.Linear(4, 3), random_input(2, 4)
