@@ -4,10 +4,9 @@ What costs on a CPU, measured on 2 cores (AMD Zen 4, 2026-11) and written down s
 GPT-2 124M, batch 2 x 256, against the compiled nanoGPT-style loop, one thing less each:
 
     everything                   1.28x   MFU 65% while others used the machine, 80-85% when nobody did
-    plain loss                   1.06x   the logits' tensors, 103 MB each, are what the step is short of cache for
+    plain loss                   1.06x   its logits and their gradients are tensors of 103 MB each
     default allocator            1.20x   each large tensor is page-faulted in anew
     looped AdamW                 1.33x   no loss here: the fused kernel's gain drowns in the noise of +-5%
-    threads                      no gain from more or fewer than the cores
 
 The aim of 1.5x is not reached: 1.28x here. The matrix products alone are 2.2 s at the machine's best rate, and both
 sides must do them, so 1.5x of the baseline's 4.2 s leaves 0.6 s for all the rest. On the same machine in a quiet hour

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from allocator_events import first_departure, measured_peak, predicted, tracked_by_torch
 from foreign_models import FOREIGN
+from memory_settings import DROPOUT, EAGER, FAST, FULL, PLAIN, SHAPE, SLOW, TRACKABLE, name, optimizer
 from small_runs import small_config
 
 from bptool.analysis.memory.simulation import STEADY, simulate
@@ -15,107 +16,6 @@ from bptool.config.schema import Config
 from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.memory_ledger import MemoryLedger
 from bptool.training.workload import Workload, transformer_workload
-
-SHAPE = {
-    "model.n_layers": 1,
-    "model.d_model": 64,
-    "model.d_ff": 128,
-    "model.context_length": 32,
-    "model.vocab_size": 128,
-}
-DEEP = {"model.n_layers": 3, "model.context_length": 64, "training.micro_batch_size": 4}
-WIDE = {"model.d_model": 128, "model.n_heads": 4, "model.n_kv_heads": 2, "model.d_ff": 256, "model.context_length": 208}
-LARGE_VOCABULARY = {"model.vocab_size": 2000, "training.micro_batch_size": 4, "training.loss": "plain"}
-EAGER = {"model.attention": "eager"}
-PLAIN = {"training.loss": "plain"}
-GPT = {"model.norm": "layernorm", "model.position": "learned", "model.activation": "gelu", "model.bias": True}
-BF16, MIXED, FP16 = ({"precision.mode": mode} for mode in ("bf16", "bf16-mixed", "fp16-mixed"))
-FULL = {"activation_checkpoint.policy": "full"}
-EVERY_2 = {"activation_checkpoint.policy": "every_k", "activation_checkpoint.every": 2}
-DROPOUT = {"model.dropout": 0.1}
-
-
-def optimizer(name: str, implementation: str = "auto") -> dict[str, Any]:
-    return {"optimizer.name": name, "optimizer.implementation": implementation}
-
-
-def accumulated(count: int) -> dict[str, Any]:
-    return {"training.gradient_accumulation_steps": count}
-
-
-FAST: list[dict[str, Any]] = [
-    {},
-    optimizer("adamw", "foreach"),
-    optimizer("adamw", "loop"),
-    optimizer("adam") | PLAIN,
-    optimizer("sgd", "foreach") | {"optimizer.nesterov": False},
-    optimizer("sgd", "loop") | {"optimizer.momentum": 0.0},
-    optimizer("gradient-descent") | PLAIN,
-    optimizer("muon"),
-    optimizer("adafactor", "foreach"),
-    optimizer("adafactor", "loop") | {"training.clip_norm": 0.0},
-    accumulated(2) | DROPOUT,
-    accumulated(7) | PLAIN,
-    GPT | DROPOUT,
-    EAGER | {"model.n_layers": 2},
-    EAGER | FULL | {"model.n_layers": 3},
-    DEEP | FULL,
-    BF16,
-    MIXED | GPT,
-    FP16 | PLAIN,
-    BF16 | EAGER | optimizer("adafactor"),
-]
-SLOW: list[dict[str, Any]] = [
-    # sizes
-    {"model.n_layers": 6},
-    DEEP,
-    WIDE,
-    WIDE | DEEP,
-    LARGE_VOCABULARY,
-    LARGE_VOCABULARY | {"training.loss": "fused"},
-    {"training.micro_batch_size": 1, "model.context_length": 16},
-    {"training.micro_batch_size": 7, "model.context_length": 50},
-    {"model.context_length": 800, "training.micro_batch_size": 1},
-    # blocks
-    {"model.norm": "none", "model.activation": "relu", "model.residual": False},
-    {"model.tied_embeddings": False, "model.n_kv_heads": 1, "model.qk_norm": True},
-    {"model.activation": "gelu-tanh", "model.position": "none"},
-    GPT | EAGER | {"model.n_layers": 2},
-    # optimizers
-    optimizer("sgd", "fused"),
-    optimizer("muon", "loop") | {"model.bias": True},
-    optimizer("muon", "foreach") | DEEP | FULL,
-    optimizer("adam", "foreach") | BF16,
-    optimizer("adamw", "loop") | MIXED,
-    optimizer("sgd", "foreach") | MIXED,
-    optimizer("adafactor", "foreach") | LARGE_VOCABULARY,
-    optimizer("gradient-descent") | EAGER | BF16,
-    # recomputation
-    DEEP | FULL | DROPOUT,
-    DEEP | EVERY_2,
-    DEEP | EVERY_2 | EAGER,
-    DEEP | EVERY_2 | DROPOUT | accumulated(2),
-    {"model.n_layers": 6} | FULL | PLAIN,
-    WIDE | FULL | BF16,
-    DEEP | FULL | MIXED | EAGER,
-    EAGER | FULL | DROPOUT | accumulated(2) | {"model.n_layers": 3},
-    # precision
-    BF16 | DEEP,
-    BF16 | WIDE,
-    BF16 | GPT | DROPOUT | accumulated(3),
-    BF16 | EAGER | DROPOUT | PLAIN,
-    BF16 | optimizer("muon"),
-    BF16 | LARGE_VOCABULARY,
-    MIXED,
-    MIXED | DEEP,
-    MIXED | WIDE | accumulated(2),
-    MIXED | PLAIN | DROPOUT | accumulated(3),
-    MIXED | LARGE_VOCABULARY | {"training.loss": "fused"},
-    FP16,
-    FP16 | EAGER,
-    FP16 | DEEP | FULL,
-    FP16 | GPT | accumulated(2),
-]
 
 
 def surplus(config: Config, workload: Workload) -> int:
@@ -128,10 +28,6 @@ def check(changes: Mapping[str, Any]) -> None:
     config = small_config({**SHAPE, **changes})
     workload = transformer_workload(config)
     assert surplus(config, workload) == 0, first_departure(config, workload)
-
-
-def name(changes: Mapping[str, Any]) -> str:
-    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items()) or "default"
 
 
 def test_there_are_enough() -> None:
@@ -174,13 +70,6 @@ def test_the_peak_falls_in_every_phase() -> None:
 def test_a_model_of_another_architecture(architecture: str) -> None:
     config, workload = small_config(), FOREIGN[architecture]()
     assert surplus(config, workload) == 0, first_departure(config, workload)
-
-
-TRACKABLE = [
-    *({}, optimizer("adamw", "foreach"), optimizer("sgd", "loop"), optimizer("muon"), PLAIN, GPT, EAGER),
-    *(DEEP | FULL, DEEP | FULL | DROPOUT | EAGER, BF16, MIXED | PLAIN),
-    {"training.micro_batch_size": 1, "model.context_length": 16},
-]
 
 
 @pytest.mark.slow
