@@ -196,9 +196,10 @@ def _shown_blocks(config: Config, device: Device) -> list[int]:
 
 
 def _kept_by_forward(trace: MemoryTrace) -> list[Allocation]:
-    """What the last forward has made and still holds at its end, whatever becomes of it."""
+    """What the last forward has made and still holds at its end, whatever becomes of it; empty tensors hold nothing."""
     moment = end_of_forward(trace)
-    return [a for a in trace.live_at(moment.event) if a.born >= moment.since and a.phase == "forward"]
+    live = trace.live_at(moment.event)
+    return [a for a in live if a.born >= moment.since and a.phase == "forward" and a.n_bytes]
 
 
 def _itemized(

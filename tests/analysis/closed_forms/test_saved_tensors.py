@@ -59,7 +59,8 @@ def assert_ledger_agrees(config: Config) -> None:
     """Block by block, the same sizes made by the same modules; outside of them the same sizes."""
     trace = simulate(config, transformer_workload(config))
     moment = end_of_forward(trace)
-    kept = [a for a in trace.live_at(moment.event) if a.phase == "forward" and a.born >= moment.since]
+    # torch 2.11 keeps empty tensors of a recomputed block too.
+    kept = [a for a in trace.live_at(moment.event) if a.phase == "forward" and a.born >= moment.since and a.n_bytes]
     for index in range(config.model.n_layers):
         block = f"blocks.{index}"
         predicted = Counter((f"{block}.{s.module}".rstrip("."), s.size.n_bytes) for s in block_saved(config, index))
