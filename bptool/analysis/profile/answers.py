@@ -14,11 +14,12 @@ from bptool.analysis.profile.assumptions import assumptions, warnings
 from bptool.analysis.profile.conventions import EXECUTED, conventions
 from bptool.analysis.profile.counting import count_question
 from bptool.analysis.profile.depth import Counted
-from bptool.analysis.profile.measuring import Measurement, Plan, Progress, measure, recorder_cost_s
+from bptool.analysis.profile.measuring import Measurement, Plan, Progress, measure
 from bptool.analysis.profile.parts import flop_counts, module_costs, op_costs, phase_counts
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.ratio_terms import ratio_terms, recompute_terms
 from bptool.analysis.profile.reconciliation import typical, unexplained, with_durations, with_seconds
+from bptool.analysis.profile.recorder_cost import recorder_cost_s
 from bptool.analysis.profile.result import Convention, ProfileResult
 from bptool.analysis.profile.roofline import Rates, cpu_rates, gpu_rates, matmul_dtypes, under_roofs
 from bptool.analysis.profile.tally import tally_of
@@ -82,7 +83,7 @@ def _typical(question: Question, measurement: Measurement) -> OperationTrace | N
     if not measurement.traces:
         return None
     on_cpu = question.machine.device == "cpu"  # in a GPU's queue the recorder takes no time
-    return typical(measurement.traces, recorder_cost_s() if on_cpu else 0.0)
+    return typical(measurement.traces, recorder_cost_s() if on_cpu else {})
 
 
 def _counted(question: Question, trace: OperationTrace | None, *, may_run: bool) -> Counted:
@@ -136,7 +137,7 @@ def _result(found: _Found) -> ProfileResult:
         modules, ops = with_seconds(modules, found.trace), with_durations(ops, found.trace)
     facts = tally.modules.values()
     trainable = sum(module.trainable for module in facts)
-    forward_s = measurement.forward_s
+    forward_s, overhead = measurement.forward_s, _overhead(measurement)
     return ProfileResult(
         target=question.target,
         settings=list(question.settings),
@@ -160,7 +161,7 @@ def _result(found: _Found) -> ProfileResult:
         modules=modules,
         ops=under_roofs(ops, tally.costs, rates) if rates else ops,
         unexplained=unexplained(times, found.trace) if times and found.trace else [],
-        recorder_overhead=_overhead(measurement),
+        recorder_overhead=overhead,
         roofline=line,
         predicted=predict(tally.costs, found.units, rates, times) if rates else None,
         finite_differences=finite_differences(times, forward_s, trainable) if times and forward_s else None,
@@ -168,7 +169,7 @@ def _result(found: _Found) -> ProfileResult:
         compiled=question.config.training.compile and times is not None,
         extrapolated_from_layers=list(found.counted.depths),
         assumptions=assumptions(question, found.admission, measurement, found.counted.depths),
-        warnings=warnings(found.admission, measurement),
+        warnings=warnings(found.admission, measurement, overhead),
         interrupted=measurement.interrupted,
     )
 

@@ -9,6 +9,9 @@ from bptool.analysis.profile.measuring import Measurement
 from bptool.analysis.profile.prediction import PUBLISHED
 from bptool.analysis.question import Question
 
+HEAVY = 0.5
+"""How much longer a recorded step may be, as a share, before that is a warning."""
+
 
 def assumptions(question: Question, admitted: Admission, measurement: Measurement, depths: Sequence[int]) -> list[str]:
     """Sentences."""
@@ -35,9 +38,14 @@ def assumptions(question: Question, admitted: Admission, measurement: Measuremen
     return sentences
 
 
-def warnings(admitted: Admission, measurement: Measurement) -> list[str]:
+def warnings(admitted: Admission, measurement: Measurement, recorder_overhead: float | None) -> list[str]:
     """Each with its remedy."""
     found = list(measurement.warnings)
+    if recorder_overhead is not None and recorder_overhead > HEAVY:
+        found.append(
+            f"a recorded step takes {1 + recorder_overhead:.1f} times as long as another: seconds of modules and"
+            " operations are too long, those of phases are not; a larger batch makes the recorder weigh less"
+        )
     if admitted.refusal and not admitted.expected:
         remedy = "make the batch or the model smaller, or name the machine that it is for with --gpu"
         found.insert(0, f"counted, {admitted.refusal}: {remedy}")
@@ -70,4 +78,4 @@ def _of_recording(question: Question) -> Iterator[str]:
         " are in it; medians over recorded steps"
     )
     if question.machine.device == "cpu":
-        yield "what the recorder takes of itself was measured on an operation that does nothing, and is taken out"
+        yield "what the recorder itself takes was measured on a model of tiny layers, and is taken out again"

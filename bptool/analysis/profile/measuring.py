@@ -129,29 +129,6 @@ def _spread(plan: Plan) -> list[int]:
     return [max(plan.warmup, 1), *evenly]
 
 
-def recorder_cost_s(count: int = 300) -> float:
-    """What the recorder adds to an operation on a CPU where it is charged to the time between two of them.
-
-    Measured on additions of one number to another: what each takes in a record, less what it takes without.
-    """
-    x = torch.ones(1)
-
-    def additions() -> None:
-        for _ in range(count):
-            torch.add(x, x)
-
-    additions()
-    plain_s = min(_seconds(additions) for _ in range(5)) / count
-    best = float("inf")
-    for _ in range(5):
-        recorder = OperationRecorder(time.perf_counter)
-        with recorder, recorder.phase("step"), recorder.phase("forward"):
-            additions()
-        (trace,) = recorder.traces()
-        best = min(best, sum(operation.outside_s + operation.duration_s for operation in trace.operations) / count)
-    return max(best - plain_s, 0.0)
-
-
 def _clock(device: torch.device) -> Clock:
     return CudaClock() if device.type == "cuda" else time.perf_counter
 

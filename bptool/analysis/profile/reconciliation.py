@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _OF_MODULES = ("forward", "recompute", "backward")
 _KINDS = ("forward", "dgrad", "wgrad", "recompute")
 
 
-def typical(traces: Sequence[OperationTrace], recorder_s: float = 0.0) -> OperationTrace:
+def typical(traces: Sequence[OperationTrace], recorder_s: Mapping[str, float] = MappingProxyType({})) -> OperationTrace:
     """One trace in place of several of like steps: each operation's seconds are medians over them, by position.
 
     Steps that did something else (an update that was skipped, experts that were chosen otherwise) are left out: those
@@ -24,17 +25,18 @@ def typical(traces: Sequence[OperationTrace], recorder_s: float = 0.0) -> Operat
 
     Args:
         traces: at least one.
-        recorder_s: what the recorder itself takes between two operations, which is taken out.
+        recorder_s: by phase, what the recorder adds to an operation and the time before it, which is taken out again.
     """
     signatures = [tuple(map(_signature, trace.operations)) for trace in traces]
     counted = Counter(reversed(signatures))
     commonest = counted.most_common(1)[0][0]
     alike = [trace for trace, signature in zip(traces, signatures, strict=True) if signature == commonest]
     durations = _medians([operation.duration_s for operation in trace.operations] for trace in alike)
-    outside = _medians([operation.outside_s - recorder_s for operation in trace.operations] for trace in alike)
+    outside = _medians([operation.outside_s for operation in trace.operations] for trace in alike)
     operations, now = [], 0.0
     for operation, duration_s, before_s in zip(alike[-1].operations, durations, outside, strict=True):
-        before_s = max(before_s, 0.0)
+        before_s -= recorder_s.get(operation.phase, 0.0)
+        before_s, duration_s = max(before_s, 0.0), max(duration_s + min(before_s, 0.0), 0.0)
         start_s = now + before_s
         now = start_s + duration_s
         operations.append(replace(operation, start_s=start_s, duration_s=duration_s, outside_s=before_s))

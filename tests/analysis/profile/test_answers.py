@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from bptool.analysis.machine import Machine, machine_named
 from bptool.analysis.profile import answers
+from bptool.analysis.profile.admission import Admission
 from bptool.analysis.profile.answers import Profiled, profile
+from bptool.analysis.profile.assumptions import warnings
 from bptool.analysis.profile.conventions import EXECUTED
-from bptool.analysis.profile.measuring import Plan
+from bptool.analysis.profile.measuring import Measurement, Plan
 from bptool.analysis.profile.result import ProfileResult
 from bptool.analysis.profile.roofline import Rates
 from bptool.analysis.question import Question, ask
@@ -143,6 +145,12 @@ class TestMeasured:
         assert flops(found.result) == flops(run(plan=COUNT).result)
         assert all(op.duration_s is None for op in found.result.ops)
         assert any(one.startswith("compiled: times are of the compiled model") for one in found.result.assumptions)
+
+
+@pytest.mark.parametrize(("overhead", "said"), [(None, False), (0.4, False), (0.6, True)])
+def test_a_recorder_that_weighs_more_than_the_step(overhead: float | None, said: bool) -> None:
+    found = warnings(Admission(), Measurement((), (), (), None, (), False), overhead)
+    assert [one.startswith("a recorded step takes 1.6 times") for one in found] == [True] * said
 
 
 TIMES = ("forward_s", "dgrad_s", "wgrad_s", "recompute_s")

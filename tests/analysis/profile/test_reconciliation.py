@@ -23,10 +23,12 @@ class TestTypical:
         assert [one.start_s for one in found.operations] == [1, 3 + 4, 15 + 16]
 
     def test_the_recorders_own_time_is_taken_out(self) -> None:
-        """A microsecond for each operation, and never more than there is."""
-        first, second = typical([timed_trace(("forward", "a", 5, 1), ("forward", "b", 0.5, 1))], 1.0).operations
-        assert (first.outside_s, second.outside_s) == (4, 0)
-        assert (first.duration_s, second.duration_s) == (1, 1)
+        """Of the time before an operation, then of its own, and never more than there is."""
+        rows = [("forward", "a", 5.0, 1.0), ("forward", "b", 0.5, 3.0), ("forward", "c", 0.25, 0.5)]
+        steps = [timed_trace(*rows, ("backward", "d", 5, 1), ("clip", "", 5, 1))]
+        found = typical(steps, {"forward": 1, "backward": 2})
+        assert [one.outside_s for one in found.operations] == [4, 0, 0, 3, 5]
+        assert [one.duration_s for one in found.operations] == [1, 2.5, 0, 1, 1]
 
     def test_a_step_that_did_something_else_is_left_out(self) -> None:
         rows = [("forward", "a", 0.0, 1.0), ("optimizer", "", 0.0, 5.0)]
