@@ -61,12 +61,13 @@ def build_model(workload: Workload, device: torch.device, dtype: torch.dtype) ->
 
     Made in its dtype rather than converted to it: a conversion holds both at once, and fake tensors refuse it.
     """
-    with torch.device(device), _default_dtype(dtype):
+    with torch.device(device), default_dtype(dtype):
         return workload.model()
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What a model makes without saying its dtype has this one."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, default_dtype, gradients, random_state_kept
+from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, gradients, random_state_kept
 from bptool.analysis.result import Record
 from bptool.config.schema import Config
+from bptool.training.assembly import default_dtype
 from bptool.training.step import TrainStep
 from bptool.training.workload import Workload
 

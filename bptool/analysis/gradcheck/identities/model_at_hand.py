@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten  # what t
 
 from bptool.config.overrides import override
 from bptool.config.schema import Config, OptimizerSettings, PrecisionSettings
-from bptool.training.assembly import build_model, build_step
+from bptool.training.assembly import build_model, build_step, default_dtype
 from bptool.training.instrument import Announcer, Instrument
 from bptool.training.optimizers import build_optimizers
 from bptool.training.precision import Precision
@@ -120,14 +120,3 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     """A copy of each trained parameter's gradient."""
     named = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     return {name: None if gradient is None else gradient.clone() for name, gradient in named.items()}
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What a model makes without saying its dtype has this one."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
