@@ -142,11 +142,13 @@ class ActivationCheckpointSettings(Section):
         "save_matmuls",
         "save_every_other_matmul",
         "save_attention",
+        "offload",
         "plan",
     ] = "none"
     """Recomputed in the backward: `full` every block, `every_k` each `every`-th one, `attention` or `mlp` that sublayer
     of each block; `save_matmuls` all but matrix products and fused attention, `save_every_other_matmul` every second
-    product too, `save_attention` all but fused attention; `plan`: as `plan` has it, block by block."""
+    product too, `save_attention` all but fused attention. `offload` recomputes nothing: what blocks save waits in host
+    memory (on a CPU it is there already). `plan`: block by block, as `plan` has it."""
     every: Positive = 2
     """every_k: blocks 0, every, 2 every ... are recomputed."""
     plan: str = ""
@@ -260,7 +262,7 @@ class Config(Section):
     def _compiled_blocks_stay_whole(self) -> Self:
         settings = self.activation_checkpoint
         inside = set(parse_plan(settings.plan)) if settings.policy == "plan" else {settings.policy}
-        inside -= {"none", "full", "every_k", "offload"}
+        inside -= {"none", "full", "every_k"}
         if self.training.compile and inside:
             raise ConflictError(
                 f"training.compile = true makes one of each block, and activation_checkpoint's {min(inside)} chooses"

@@ -18,6 +18,7 @@ from bptool.config.block_plan import BlockPolicy, parse_plan, write_plan
 from bptool.config.schema import ActivationCheckpointSettings
 from bptool.errors import TargetError
 from bptool.training.instrument import Announcer
+from bptool.training.offload import offloading
 from bptool.training.selective import Attention, Chooser, Matmuls, selective_contexts
 
 Contexts = tuple[AbstractContextManager[object], AbstractContextManager[object]]
@@ -87,6 +88,8 @@ def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, a
                     _recompute(module, announcer, _nothing)
             case "full":
                 _recompute(block, announcer, _nothing)
+            case "offload":
+                block.forward = offloading(block, block.forward)
             case _:
                 _recompute(block, announcer, partial(selective_contexts, _CHOOSERS[policy]))
 

@@ -34,7 +34,7 @@ WHOLE: list[tuple[dict[str, object], list[int]]] = [
 MIXED_PLAN = {"policy": "plan", "plan": "full+attention+save_matmuls+none+mlp"}
 POLICIES: list[dict[str, Any]] = [
     *(settings for settings, _ in WHOLE[1:]),
-    *({"policy": policy} for policy in ("attention", "mlp", "save_attention")),
+    *({"policy": policy} for policy in ("attention", "mlp", "save_attention", "offload")),
     *({"policy": policy} for policy in ("save_matmuls", "save_every_other_matmul")),
     MIXED_PLAN,
 ]
@@ -150,7 +150,7 @@ def test_so_it_is_for_models_of_other_makers(foreign: Callable[[], Workload]) ->
         return gradient(build_step(config, foreign(), CPU, Announcer()))
 
     plain = found("none")
-    policies = ["full", "attention", "save_matmuls", "save_every_other_matmul", "save_attention"]
+    policies = ["full", "attention", "save_matmuls", "save_every_other_matmul", "save_attention", "offload"]
     policies += ["mlp"] if foreign is not bert else []  # which has none: `intermediate` and `output`
     assert [policy for policy in policies if not same_bits(found(policy), plain)] == []
 

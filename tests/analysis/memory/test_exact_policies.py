@@ -33,7 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bf16": {"precision.mode": "bf16"},
 }
 FAST = [("llama", 0.1), ("gpt", 0.0)]
-each_policy = pytest.mark.parametrize("policy", [one for one in BLOCK_POLICIES if one != "offload"])
+each_policy = pytest.mark.parametrize("policy", BLOCK_POLICIES)
 
 
 def configured(policy: str, changes: dict[str, Any]) -> Config:
