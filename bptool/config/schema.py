@@ -24,6 +24,7 @@ from bptool.config.section import (
     PositiveFloat,
     Section,
 )
+from bptool.units import parse_bytes
 
 __all__ = ["AUTO", "Config", "ConflictError", "MlaSettings", "ModelSettings", "MoeSettings", "RopeSettings", "Section"]
 
@@ -143,16 +144,33 @@ class ActivationCheckpointSettings(Section):
         "save_every_other_matmul",
         "save_attention",
         "offload",
+        "budget",
         "plan",
     ] = "none"
     """Recomputed in the backward: `full` every block, `every_k` each `every`-th one, `attention` or `mlp` that sublayer
     of each block; `save_matmuls` all but matrix products and fused attention, `save_every_other_matmul` every second
     product too, `save_attention` all but fused attention. `offload` recomputes nothing: what blocks save waits in host
-    memory (on a CPU it is there already). `plan`: block by block, as `plan` has it."""
+    memory (on a CPU it is there already). `budget`: the least recomputation that fits `budget`. `plan`: block by block,
+    as `plan` has it."""
     every: Positive = 2
     """every_k: blocks 0, every, 2 every ... are recomputed."""
+    budget: str = ""
+    """budget: all that a micro-batch's forward may hold for its backward when it ends, the loss's part too: `4GiB`."""
     plan: str = ""
     """plan: each block's policy, from the first block on, such as `20*full+4*save_matmuls+2*none`."""
+
+    @model_validator(mode="after")
+    def _budget_is_one(self) -> Self:
+        key = "activation_checkpoint.budget"
+        if self.budget:
+            try:
+                parse_bytes(self.budget)
+            except ValueError as error:
+                raise ConflictError(f"{key}: {error}; write 4GiB (2^30 bytes each) or 4GB (10^9)", key) from None
+        elif self.policy == "budget":
+            keys = ("activation_checkpoint.policy", key)
+            raise ConflictError(f"activation_checkpoint.policy = 'budget' needs {key}, such as 4GiB", *keys)
+        return self
 
     @model_validator(mode="after")
     def _plan_is_one(self) -> Self:

@@ -56,6 +56,8 @@ def block_policies(n_blocks: int, settings: ActivationCheckpointSettings) -> lis
                     "say what each block does, such as " + write_plan(["full"] * max(n_blocks, 1)),
                 )
             return plan
+        case "budget":
+            raise AssertionError("a budget is a plan by the time that a step is built")
         case policy:
             return [policy] * n_blocks
 
@@ -77,7 +79,7 @@ def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, a
     policies = block_policies(len(blocks), settings)
     for policy in ("attention", "mlp"):
         chosen = [block for block, one in zip(blocks, policies, strict=True) if one == policy]
-        if chosen and not any(_sublayers(block, policy) for block in chosen):
+        if chosen and not any(has_sublayers(block, policy) for block in chosen):
             raise _no_sublayer(chosen[0], policy)
     for block, policy in zip(blocks, policies, strict=True):
         match policy:
@@ -97,6 +99,11 @@ def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, a
 def _nothing() -> Contexts:
     """A forward and its recomputation are left alone."""
     return nullcontext(), nullcontext()
+
+
+def has_sublayers(block: nn.Module, policy: BlockPolicy) -> bool:
+    """Whether the block has a module that the policy, `attention` or `mlp`, is about."""
+    return bool(_sublayers(block, policy))
 
 
 def _recompute(module: nn.Module, announcer: Announcer, make: Callable[[], Contexts]) -> None:

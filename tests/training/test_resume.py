@@ -47,6 +47,7 @@ FREE = FREE_IN_MODEL | {
     "precision.mode",
     "activation_checkpoint.policy",
     "activation_checkpoint.every",
+    "activation_checkpoint.budget",
     "activation_checkpoint.plan",
     "checkpoint.every",
     "checkpoint.keep",
@@ -76,7 +77,7 @@ BEFORE = parse_config(
     },
     "a test",
 )
-ANOTHER = {"activation_checkpoint.plan": "2*full"}
+ANOTHER = {"activation_checkpoint.plan": "2*full", "activation_checkpoint.budget": "1GiB"}
 HALVED = {"model.n_kv_heads", "training.sequence_length", "model.rope.low_frequency_factor"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bptool.analysis.activation_budget import settled
 from bptool.analysis.machine import THIS_CPU
 from bptool.analysis.memory.alternatives import nearest_fitting
 from bptool.analysis.memory.estimate import counted
@@ -77,7 +78,8 @@ def out_of_memory(question: Question, prediction: PeakPrediction | None) -> OutO
 
 
 def _predict(question: Question) -> PeakPrediction:
-    step = counted(simulate_deep(question.config, question.workload, question.machine), question.machine)
+    config, workload, _ = settled(question.config, question.workload, question.machine)
+    step = counted(simulate_deep(config, workload, question.machine), question.machine)
     trace = step.trace
     phases = {phase: int(trace.live_bytes[trace.peak_event(STEADY, phase)]) for phase in trace.phases_of(STEADY)}
     phases.pop("step")

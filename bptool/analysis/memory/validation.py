@@ -31,7 +31,8 @@ def measured(question: Question, step: Simulated) -> Measured:
             f"--validate runs a real step of {format_bytes(needed)}; {format_bytes(available)} are available",
             "make the batch or the model smaller",
         )
-    real = build_step(question.config, question.workload, device, Announcer())
+    config = step.planned.config if step.planned else question.config
+    real = build_step(config, question.workload, device, Announcer())
     peak = PeakMemory(device, real.persistent_tensors)
     real.announcer.instruments.append(peak)
     _run(real, question.config.training.gradient_accumulation_steps, device)
