@@ -10,7 +10,7 @@ import torch
 from allocator_events import measured_peak
 from foreign_models import gpt2
 from small_runs import CPU, random_batches, same_bits, small_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from bptool.analysis.activation_budget import BudgetTooSmall, Planned, planned, settled
 from bptool.analysis.closed_forms.moments import end_of_forward
@@ -28,7 +28,7 @@ from bptool.gpus import gpu_named
 from bptool.instruments.memory_trace import total_bytes
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
-from bptool.training.workload import Batch, Workload, transformer_workload
+from bptool.training.workload import Workload, transformer_workload
 
 SHAPE = {
     "model.n_layers": 6,
