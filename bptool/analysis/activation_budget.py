@@ -29,7 +29,7 @@ from bptool.instruments.memory_trace import MemoryTrace, total_bytes
 from bptool.instruments.packed_sequences import taken_for_unpacked
 from bptool.training.activation_checkpoint import apply, has_sublayers
 from bptool.training.assembly import build_model, build_step
-from bptool.training.block_budget import Kind, Option, Plan, cheapest, least_bytes
+from bptool.training.block_budget import Kind, Option, Plan, Times, cheapest, least_bytes
 from bptool.training.instrument import Announcer
 from bptool.training.step import TrainStep
 from bptool.training.user_code import describe
@@ -55,13 +55,13 @@ class Planned:
         config: with the plan in the budget's place.
         plan: for the blocks of the whole model; its bytes are of all that the forward holds.
         budget_bytes: what was allowed.
-        recompute_share: of the effort of forward and backward, estimated.
+        times: of a micro-batch, estimated.
     """
 
     config: Config
     plan: Plan
     budget_bytes: int
-    recompute_share: float
+    times: Times
 
     @property
     def sentence(self) -> str:
@@ -69,7 +69,7 @@ class Planned:
         return (
             f"activation_checkpoint.plan={write_plan(self.plan.policies)}: {format_bytes(self.plan.n_bytes)} of"
             f" {format_bytes(self.budget_bytes)} at the end of the forward; recomputation adds"
-            f" {self.recompute_share:.1%} to forward and backward by a roofline estimate, the least within"
+            f" {self.times.overhead:.1%} to forward and backward by a roofline estimate, the least within"
             f" {self.plan.gap:.2%}"
         )
 
@@ -124,14 +124,14 @@ def planned(config: Config, workload: Workload, machine: Machine) -> Planned:
     beyond = range(bench.n_blocks, len(blocks))
     plain = {index: alone[kind[0]]["none"] for kind in kinds for index in kind}
     held = seen.held + sum(plain[index].held for index in beyond)
-    effort = seen.effort + sum(plain[index].effort for index in beyond)
+    times = sum((plain[index].times for index in beyond), seen.times)
     options = [Kind(tuple(kind), _options(alone[kind[0]])) for kind in kinds]
     budget = parse_bytes(settings.budget)
     if held + least_bytes(options) > budget:
         raise _too_small(config, held + least_bytes(options))
     plan = cheapest(options, budget - held)
     plan = replace(plan, n_bytes=held + plan.n_bytes)
-    return Planned(_with_plan(config, plan.policies), plan, budget, plan.effort / effort)
+    return Planned(_with_plan(config, plan.policies), plan, budget, replace(times, again=plan.effort))
 
 
 Call = tuple[Any, Any]
@@ -153,21 +153,20 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One micro-batch of the whole model, nothing recomputed: bytes held when its forward ends, the effort of forward
-    and backward, and how some of the blocks were called."""
+    """One micro-batch of the whole model, nothing recomputed: bytes held when its forward ends, how hard its phases
+    were, and how some of the blocks were called."""
 
     held: int
-    effort: float
+    times: Times
     calls: dict[int, Call]
 
 
 @dataclass(frozen=True)
 class _Alone:
-    """The same of one block, its input included; and the effort of its recomputation."""
+    """The same of one block, treated in some way; its input is among the bytes."""
 
     held: int
-    effort: float
-    recompute: float
+    times: Times
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ class _Bench:
                 block.register_forward_pre_hook(partial(_note_call, calls, index), with_kwargs=True)
             with step.announcer.phase("step"):
                 step.accumulate([step.workload.batch(torch.Generator())], [1])
-            return _Seen(_held_by_forward(ledger.trace()), sum(effort.by_phase.values()), calls)
+            return _Seen(_held_by_forward(ledger.trace()), _times(effort), calls)
 
     def alone(self, calls: Mapping[int, Call]) -> dict[int, dict[BlockPolicy, _Alone]]:
         """One block of each kind by itself, treated in each way."""
@@ -270,8 +269,11 @@ def _alone(
         step.optimizers.zero_grad()
         for module, forward in before.items():
             module.__dict__.pop("forward", None) if forward is None else setattr(module, "forward", forward)
-    recompute = effort.by_phase["recompute"]
-    return _Alone(held, sum(effort.by_phase.values()) - recompute, recompute)
+    return _Alone(held, _times(effort))
+
+
+def _times(effort: Effort) -> Times:
+    return Times(effort.by_phase["forward"], effort.by_phase["backward"], effort.by_phase["recompute"])
 
 
 def _has_gradient(leaf: Any) -> bool:
@@ -286,7 +288,7 @@ def _held_by_forward(trace: MemoryTrace) -> int:
 
 def _options(alone: Mapping[BlockPolicy, _Alone]) -> tuple[Option, ...]:
     plain = alone["none"].held
-    return tuple(Option(policy, figures.held - plain, figures.recompute) for policy, figures in alone.items())
+    return tuple(Option(policy, figures.held - plain, figures.times.again) for policy, figures in alone.items())
 
 
 def _with_plan(config: Config, policies: list[BlockPolicy] | tuple[BlockPolicy, ...]) -> Config:

@@ -57,6 +57,33 @@ class Plan:
     gap: float
 
 
+@dataclass(frozen=True)
+class Times:
+    """What recomputation does to forward and backward: the backward takes as much longer as is computed again.
+
+    Attributes:
+        forward, backward, again: of one micro-batch, or of one layer; in seconds, or in any other unit of work. The
+            backward is what it is where nothing is computed again.
+    """
+
+    forward: float
+    backward: float
+    again: float = 0.0
+
+    @property
+    def backward_and_again(self) -> float:
+        """The backward with the recomputation that it waits for."""
+        return self.backward + self.again
+
+    @property
+    def overhead(self) -> float:
+        """What recomputation adds to forward and backward, as a share of both."""
+        return self.again / (self.forward + self.backward)
+
+    def __add__(self, other: Times) -> Times:
+        return Times(self.forward + other.forward, self.backward + other.backward, self.again + other.again)
+
+
 def least_bytes(kinds: Sequence[Kind]) -> int:
     """What the blocks hold where each is treated so as to hold least."""
     return sum(len(kind.blocks) * min(option.n_bytes for option in kind.options) for kind in kinds)
