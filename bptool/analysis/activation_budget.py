@@ -260,11 +260,13 @@ def _alone(
             # Its input is the block's to keep, or not; angles and masks are there anyway.
             args, kwargs = tree_map(lambda leaf: leaf.clone() if _has_gradient(leaf) else leaf, given)
             outputs = [leaf for leaf in tree_leaves(block(*args, **kwargs)) if _has_gradient(leaf)]
-            total = torch.stack([output.sum().float() for output in outputs]).sum()  # whose backward needs no tensor
+            # A sum's backward needs no tensor. Where nothing of the block is trained there is none.
+            total = sum((output.sum().float() for output in outputs), torch.zeros(()))
             del args, kwargs, outputs
         held = total_bytes([a for a in ledger.trace().live_at(sys.maxsize) if a.born >= since]) - total.nbytes
         with step.announcer.phase("backward"):
-            total.backward()
+            if total.requires_grad:
+                total.backward()
     finally:
         step.optimizers.zero_grad()
         for module, forward in before.items():

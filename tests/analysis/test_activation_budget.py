@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from allocator_events import measured_peak
 from foreign_models import gpt2
 from small_runs import CPU, random_batches, same_bits, small_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from bptool.analysis.activation_budget import BudgetTooSmall, Planned, planned, settled
 from bptool.analysis.closed_forms.moments import end_of_forward
@@ -59,7 +60,7 @@ def held(config: Config, machine: Machine = THIS_CPU, workload: Workload | None 
     return total_bytes([a for a in trace.live_at(moment.event) if a.born >= moment.since and a.phase == "forward"])
 
 
-@pytest.mark.parametrize("machine", [THIS_CPU, A100], ids=["cpu", "a100"])
+@pytest.mark.parametrize("machine", [THIS_CPU, pytest.param(A100, marks=pytest.mark.slow)], ids=["cpu", "a100"])
 @pytest.mark.parametrize(
     "changes",
     [{}, GPT, {"precision.mode": "bf16"}, EXPERTS, WINDOWS],
@@ -89,6 +90,7 @@ def test_with_room_enough_nothing_is_recomputed_and_with_none_the_least_is_named
 POLICIES: list[BlockPolicy] = ["save_matmuls", "save_every_other_matmul", "save_attention", "attention", "mlp", "full"]
 
 
+@pytest.mark.slow
 def test_no_policy_that_treats_all_blocks_alike_does_better() -> None:
     """Given exactly what such a policy holds, the plan is no dearer."""
     config = budgeted("1GiB")
@@ -127,6 +129,22 @@ def test_a_users_model_is_planned_too() -> None:
         return {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
 
     assert same_bits(gradient(found.config), gradient(config))
+
+
+def test_blocks_that_are_not_trained_hold_nothing() -> None:
+    def block(trained: bool) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.Tanh()).requires_grad_(trained)
+
+    workload = Workload(
+        lambda: nn.Sequential(*map(block, (False, False, True))),
+        lambda generator: torch.randn(8, 4, generator=generator),
+        lambda model, x: F.mse_loss(model(x), x),
+        blocks=lambda model: list(model.children()),
+    )
+    own = {"run.workload": "own.py:model", "activation_checkpoint.budget": "1GiB"}
+    found = planned(small_config({**SHAPE, **own}), workload, THIS_CPU)
+    assert found.plan.policies == ("none",) * 3
+    assert found.plan.n_bytes == held(found.config, workload=workload)
 
 
 def test_a_users_model_that_reads_values_is_told_so() -> None:

@@ -69,6 +69,7 @@ def test_accumulation(policy: str) -> None:
     check(config, transformer_workload(config))
 
 
+@pytest.mark.slow
 @each_policy
 def test_a_model_of_another_maker(policy: str) -> None:
     config = small_config({"activation_checkpoint.policy": policy})
