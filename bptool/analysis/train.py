@@ -8,12 +8,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from bptool import __version__
+from bptool.analysis.activation_budget import settled
 from bptool.analysis.machine import machine_named
 from bptool.analysis.memory.fit import PeakPrediction, check_fit, check_state_fits, memory_errors
 from bptool.analysis.question import Question
@@ -118,6 +120,8 @@ class Trainer:
         self.config: Config = config
         self._opened = opened
         self._note = note
+        # What fake tensors refuse is told in a line; PyTorch would also log a traceback.
+        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
         self._device = resolve_device(config.training.device)
         if self._device.type == "cpu":
             tune_cpu_allocator()
@@ -127,12 +131,13 @@ class Trainer:
         self._material: Material = open_material(
             config, self._device, code=opened.code, tokenizer_file=opened.folder.tokenizer
         )
+        self._settle_budget()
         self._prediction = self._predict()
         self._timer = PhaseTimer(self._device)
         self._announcer = Announcer([self._timer])
         self._checkpoints = CheckpointFolder(opened.folder.checkpoints, keep=config.checkpoint.keep, warn=note)
         with self._memory_errors():
-            self._step: TrainStep = build_step(config, self._material.workload, self._device, self._announcer)
+            self._step: TrainStep = build_step(self.config, self._material.workload, self._device, self._announcer)
             self.first_step = self._take_over() if opened.resumed else 0
         opened.keep_config()
         self._watch_memory()
@@ -186,9 +191,14 @@ class Trainer:
     def _question(self, workload: Workload) -> Question:
         return Question(self.config.run.name, (), self.config, workload, self._machine, self._opened.code)
 
+    def _settle_budget(self) -> None:
+        """From here on the config has a plan where it had a budget for activations."""
+        self.config, workload, planned = settled(self.config, self._material.workload, self._machine)
+        self._material = replace(self._material, workload=workload)
+        if planned:
+            self._note(planned.sentence)
+
     def _predict(self) -> PeakPrediction | None:
-        # Told below, in a line; PyTorch would also log a traceback.
-        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
         try:
             return check_fit(self._question(self._material.workload))
         except BptoolError:

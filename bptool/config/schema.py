@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bptool.config.block_plan import parse_plan
 from bptool.config.model_schema import MlaSettings, ModelSettings, MoeSettings, RopeSettings
 from bptool.config.section import (
     AUTO,
@@ -23,6 +24,7 @@ from bptool.config.section import (
     PositiveFloat,
     Section,
 )
+from bptool.units import parse_bytes
 
 __all__ = ["AUTO", "Config", "ConflictError", "MlaSettings", "ModelSettings", "MoeSettings", "RopeSettings", "Section"]
 
@@ -132,10 +134,58 @@ class PrecisionSettings(Section):
 class ActivationCheckpointSettings(Section):
     """`[activation_checkpoint]`: what the forward keeps, and what the backward computes again."""
 
-    policy: Literal["none", "full", "every_k"] = "none"
-    """`full` recomputes every block in the backward, `every_k` each `every`-th one."""
+    policy: Literal[
+        "none",
+        "full",
+        "every_k",
+        "attention",
+        "mlp",
+        "save_matmuls",
+        "save_every_other_matmul",
+        "save_attention",
+        "offload",
+        "budget",
+        "plan",
+    ] = "none"
+    """Recomputed in the backward: `full` every block, `every_k` each `every`-th one, `attention` or `mlp` that sublayer
+    of each block; `save_matmuls` all but matrix products and fused attention, `save_every_other_matmul` every second
+    product too, `save_attention` all but fused attention. `offload` recomputes nothing: what blocks save waits in host
+    memory (on a CPU it is there already). `budget`: the least recomputation that fits `budget`. `plan`: block by block,
+    as `plan` has it."""
     every: Positive = 2
     """every_k: blocks 0, every, 2 every ... are recomputed."""
+    budget: str = ""
+    """budget: all that a micro-batch's forward may hold for its backward when it ends, the loss's part too: `4GiB`."""
+    plan: str = ""
+    """plan: each block's policy, from the first block on, such as `20*full+4*save_matmuls+2*none`."""
+
+    @model_validator(mode="after")
+    def _budget_is_one(self) -> Self:
+        key = "activation_checkpoint.budget"
+        if self.budget:
+            try:
+                parse_bytes(self.budget)
+            except ValueError as error:
+                raise ConflictError(f"{key}: {error}; write 4GiB (2^30 bytes each) or 4GB (10^9)", key) from None
+        elif self.policy == "budget":
+            keys = ("activation_checkpoint.policy", key)
+            raise ConflictError(f"activation_checkpoint.policy = 'budget' needs {key}, such as 4GiB", *keys)
+        return self
+
+    @model_validator(mode="after")
+    def _plan_is_one(self) -> Self:
+        key = "activation_checkpoint.plan"
+        if self.plan:
+            try:
+                parse_plan(self.plan)
+            except ValueError as error:
+                raise ConflictError(f"{key} = {self.plan!r}: {error}", key) from None
+        elif self.policy == "plan":
+            example = "such as 20*full+6*none"
+            raise ConflictError(
+                f"activation_checkpoint.policy = 'plan' needs {key}, {example}", "activation_checkpoint.policy", key
+            )
+        return self
 
 
 class CheckpointSettings(Section):
@@ -224,4 +274,29 @@ class Config(Section):
                 f" model.context_length = {self.model.context_length}",
                 *("training.sequence_length", "model.context_length"),
             )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_blocks_stay_whole(self) -> Self:
+        settings = self.activation_checkpoint
+        inside = set(parse_plan(settings.plan)) if settings.policy == "plan" else {settings.policy}
+        inside -= {"none", "full", "every_k"}
+        if self.training.compile and inside:
+            raise ConflictError(
+                f"training.compile = true makes one of each block, and activation_checkpoint's {min(inside)} chooses"
+                " what to recompute inside of it; use none, full or every_k with it",
+                *("activation_checkpoint.policy", "activation_checkpoint.plan", "training.compile"),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _plan_is_of_these_blocks(self) -> Self:
+        settings, n_layers = self.activation_checkpoint, self.model.n_layers
+        if settings.policy == "plan" and not self.run.workload:
+            count = len(parse_plan(settings.plan))
+            if count != n_layers:
+                raise ConflictError(
+                    f"activation_checkpoint.plan is for {count} blocks, and model.n_layers = {n_layers}",
+                    *("activation_checkpoint.plan", "model.n_layers"),
+                )
         return self

@@ -59,11 +59,37 @@ def flops_per_token(settings: ModelSettings, sequence_length: int) -> int:
     the rotation, the choice of experts and the sum of their outputs, the optimizer, and recomputation. A forward alone
     is a third of it.
     """
-    taken = sum(_attention_weights(settings) + _taken_weights(settings, i) for i in range(settings.n_layers))
-    weights = taken + settings.vocab_size * settings.d_model
-    widths = settings.head_dim + settings.value_dim
-    attention = settings.n_layers * settings.n_heads * widths * sequence_length
-    return 6 * weights + 6 * attention
+    blocks = sum(block_flops_per_token(settings, i, sequence_length).total for i in range(settings.n_layers))
+    return 3 * blocks + 6 * settings.vocab_size * settings.d_model
+
+
+@dataclass(frozen=True)
+class BlockFlops:
+    """FLOPs of one block's forward, for each token.
+
+    Attributes:
+        attention_matrices: queries, keys, values and output.
+        scores: attention's two products.
+        feed_forward: its matrices, the router's among them.
+    """
+
+    attention_matrices: int
+    scores: int
+    feed_forward: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.attention_matrices + self.scores + self.feed_forward
+
+
+def block_flops_per_token(settings: ModelSettings, block: int, sequence_length: int) -> BlockFlops:
+    """The same convention as `flops_per_token`, of a forward."""
+    return BlockFlops(
+        attention_matrices=2 * _attention_weights(settings),
+        scores=2 * settings.n_heads * (settings.head_dim + settings.value_dim) * sequence_length,
+        feed_forward=2 * _taken_weights(settings, block),
+    )
 
 
 def _attention_weights(settings: ModelSettings) -> int:

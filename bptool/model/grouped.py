@@ -91,6 +91,9 @@ def _backward(ctx: Any, slope_MO: Tensor) -> tuple[Tensor | None, Tensor | None,
 
 _grouped_linear.register_autograd(_backward, setup_context=_keep)
 
+GROUPED_LINEAR: torch._ops.OpOverload = torch.ops.bptool.grouped_linear.default
+"""The operation, as PyTorch's dispatcher names it."""
+
 
 @register_flop_formula(torch.ops.bptool.grouped_linear)
 def _linear_flops(x: tuple[int, ...], weight: tuple[int, ...], *rest: Any, **out: Any) -> int:

@@ -1,39 +1,145 @@
-"""Activation checkpointing: which blocks the backward computes again instead of keeping what they saved."""
+"""Activation checkpointing: what the forward keeps of each block, and what the backward computes again.
+
+Every policy gives the gradient of `none`, to the bit where the operations themselves are deterministic: what is
+computed again is computed from the same inputs, with the same random numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from bptool.config.block_plan import BlockPolicy, parse_plan, write_plan
 from bptool.config.schema import ActivationCheckpointSettings
+from bptool.errors import TargetError
 from bptool.training.instrument import Announcer
+from bptool.training.offload import offloading
+from bptool.training.selective import Attention, Chooser, Matmuls, selective_contexts
+
+Contexts = tuple[AbstractContextManager[object], AbstractContextManager[object]]
+"""Of a forward and of its recomputation."""
+
+_CHOOSERS: dict[BlockPolicy, Callable[[], Chooser]] = {
+    "save_matmuls": Matmuls,
+    "save_every_other_matmul": partial(Matmuls, every=2),
+    "save_attention": Attention,
+}
+_SUBLAYERS: dict[BlockPolicy, re.Pattern[str]] = {
+    "attention": re.compile(r"attention|attn", re.IGNORECASE),
+    "mlp": re.compile(r"mlp|feed_?forward|ffn|(^|_|layer)ff$|moe|experts", re.IGNORECASE),
+}
+"""What a block's module is called, by its name or its class, in the models of this world."""
+SUBLAYER_POLICIES: tuple[BlockPolicy, ...] = tuple(_SUBLAYERS)
+"""Those that a block may be too foreign for."""
+_NOT_NAMED = re.compile(r"norm|(^|_)ln|drop", re.IGNORECASE)
+_NOT_OF_CLASS = re.compile(r"(norm|dropout)$", re.IGNORECASE)
+"""What the modules next to it are."""
+
+
+def block_policies(n_blocks: int, settings: ActivationCheckpointSettings) -> list[BlockPolicy]:
+    """What each block does.
+
+    Raises:
+        TargetError: the plan is for another number of blocks.
+    """
+    match settings.policy:
+        case "every_k":
+            return ["none" if index % settings.every else "full" for index in range(n_blocks)]
+        case "plan":
+            plan = parse_plan(settings.plan)
+            if len(plan) != n_blocks:
+                raise TargetError(
+                    f"activation_checkpoint.plan is for {len(plan)} blocks; the model has {n_blocks}",
+                    "say what each block does, such as " + write_plan(["full"] * max(n_blocks, 1)),
+                )
+            return plan
+        case "budget":
+            raise AssertionError("a budget is a plan by the time that a step is built")
+        case policy:
+            return [policy] * n_blocks
 
 
 def recomputed_blocks(n_blocks: int, settings: ActivationCheckpointSettings) -> list[int]:
-    """Indices of the blocks that the backward computes again."""
-    match settings.policy:
-        case "none":
-            return []
-        case "full":
-            return list(range(n_blocks))
-        case "every_k":
-            return list(range(0, n_blocks, settings.every))
+    """Indices of the blocks that the backward computes again as a whole."""
+    return [index for index, policy in enumerate(block_policies(n_blocks, settings)) if policy == "full"]
 
 
 def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, announcer: Announcer) -> None:
     """Make the chosen blocks recompute, and announce each recomputation as a phase.
 
-    Each block's `forward` is replaced on the instance, so that parameter names stay those of the plain model. Dropout
-    is replayed: the random state of the forward is restored for the recomputation.
+    Each block's `forward`, or a sublayer's, is replaced on the instance, so that parameter names stay those of the
+    plain model. Dropout is replayed: the random state of the forward is restored for the recomputation.
+
+    Raises:
+        TargetError: the policy is for sublayers, and none of the blocks has one.
     """
+    policies = block_policies(len(blocks), settings)
+    for policy in SUBLAYER_POLICIES:
+        chosen = [block for block, one in zip(blocks, policies, strict=True) if one == policy]
+        if chosen and not any(has_sublayers(block, policy) for block in chosen):
+            raise _no_sublayer(chosen[0], policy)
+    for block, policy in zip(blocks, policies, strict=True):
+        match policy:
+            case "none":
+                pass
+            case "attention" | "mlp":
+                for module in _sublayers(block, policy):
+                    _recompute(module, announcer, _nothing)
+            case "full":
+                _recompute(block, announcer, _nothing)
+            case "offload":
+                block.forward = offloading(block, block.forward)
+            case _:
+                _recompute(block, announcer, partial(selective_contexts, _CHOOSERS[policy]))
 
-    def contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
-        return nullcontext(), announcer.phase("recompute")
 
-    for index in recomputed_blocks(len(blocks), settings):
-        block = blocks[index]
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+def _nothing() -> Contexts:
+    """A forward and its recomputation are left alone."""
+    return nullcontext(), nullcontext()
+
+
+def has_sublayers(block: nn.Module, policy: BlockPolicy) -> bool:
+    """Whether the block has a module that the policy, `attention` or `mlp`, is about."""
+    return bool(_sublayers(block, policy))
+
+
+def _recompute(module: nn.Module, announcer: Announcer, make: Callable[[], Contexts]) -> None:
+    """Have the module's backward compute it again, but for what the contexts of `make` save."""
+
+    def contexts() -> Contexts:
+        forward, recomputation = make()
+        return forward, _phase(announcer, recomputation)
+
+    module.forward = partial(checkpoint, module.forward, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _phase(announcer: Announcer, recomputation: AbstractContextManager[object]) -> Iterator[None]:
+    with announcer.phase("recompute"), recomputation:
+        yield
+
+
+def _sublayers(block: nn.Module, policy: BlockPolicy) -> list[nn.Module]:
+    """The outermost modules of the block that are what the policy recomputes."""
+    found: list[nn.Module] = []
+    for name, child in block.named_children():
+        kind = type(child).__name__
+        meant = _SUBLAYERS[policy].search(name) or _SUBLAYERS[policy].search(kind)
+        if meant and not (_NOT_NAMED.search(name) or _NOT_OF_CLASS.search(kind)):
+            found.append(child)
+        else:
+            found += _sublayers(child, policy)
+    return found
+
+
+def _no_sublayer(block: nn.Module, policy: BlockPolicy) -> TargetError:
+    names = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children()) or "nothing"
+    return TargetError(
+        f"activation_checkpoint.policy={policy}: no module of a {type(block).__name__} is called so; it has {names}",
+        "use activation_checkpoint.policy=full, or save_matmuls, which need no names",
+    )

@@ -87,6 +87,9 @@ def transformer_workload(config: Config) -> Workload:
         result: Tensor = model(batch["tokens"], batch["targets"], loss=training.loss)
         return result
 
+    def of_depth(n_layers: int) -> Workload:
+        return transformer_workload(override(config, {"model.n_layers": n_layers}))
+
     return Workload(
         model=model,
         batch=batch,
@@ -95,7 +98,7 @@ def transformer_workload(config: Config) -> Workload:
         blocks=lambda model: list(model.blocks),  # type: ignore[arg-type]
         unit="tokens",
         n_layers=settings.n_layers,
-        of_depth=lambda n_layers: transformer_workload(override(config, {"model.n_layers": n_layers})),
+        of_depth=None if config.activation_checkpoint.policy == "plan" else of_depth,
         head=2 + settings.moe.n_dense_layers if settings.moe.n_experts else 1,  # a sum of imbalances needs two
         period=max(settings.sliding_window_pattern, 1) if settings.sliding_window else 1,
     )

@@ -155,6 +155,16 @@ CASES = {
     "activation_checkpoint.every": Case(
         "3", "predicted memory", ("model.n_layers=4", "activation_checkpoint.policy=every_k")
     ),
+    "activation_checkpoint.budget": Case(
+        "1GiB",
+        "predicted memory",
+        ("model.n_layers=3", "activation_checkpoint.policy=budget", "activation_checkpoint.budget=400KiB"),
+    ),
+    "activation_checkpoint.plan": Case(
+        "2*none+full",
+        "predicted memory",
+        ("model.n_layers=3", "activation_checkpoint.policy=plan", "activation_checkpoint.plan=3*full"),
+    ),
     "checkpoint.every": Case("1", "checkpoints"),
     "checkpoint.keep": Case("1", "checkpoints", ("checkpoint.every=1",)),
     "evaluation.every": Case("1", "held-out losses"),

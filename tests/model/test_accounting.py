@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from bptool.config.schema import ModelSettings
-from bptool.model.accounting import count_parameters, flops_per_token
+from bptool.model.accounting import block_flops_per_token, count_parameters, flops_per_token
 from bptool.model.transformer import Transformer, build
 
 
@@ -112,6 +112,13 @@ def test_flops_are_those_that_torch_counts(settings: ModelSettings, sequence_len
     with FlopCounterMode(display=False) as counter:
         model(tokens)
     assert 3 * counter.get_total_flops() == flops_per_token(settings, sequence_length) * tokens.numel()
+
+
+def test_a_blocks_flops_part_by_part() -> None:
+    """By hand: 2 x (4 x 16 x 16), scores and their sum 2 x 2 x 8 x 16, and 2 x (2 x 16 x 64)."""
+    settings = ModelSettings(d_model=16, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=64, activation="gelu")
+    block = block_flops_per_token(settings, 0, 8)
+    assert (block.attention_matrices, block.scores, block.feed_forward) == (2048, 512, 4096)
 
 
 def test_backward_is_twice_the_forward() -> None:

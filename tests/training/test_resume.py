@@ -47,6 +47,8 @@ FREE = FREE_IN_MODEL | {
     "precision.mode",
     "activation_checkpoint.policy",
     "activation_checkpoint.every",
+    "activation_checkpoint.budget",
+    "activation_checkpoint.plan",
     "checkpoint.every",
     "checkpoint.keep",
     "evaluation.every",
@@ -75,12 +77,15 @@ BEFORE = parse_config(
     },
     "a test",
 )
+ANOTHER = {"activation_checkpoint.plan": "2*full", "activation_checkpoint.budget": "1GiB"}
 HALVED = {"model.n_kv_heads", "training.sequence_length", "model.rope.low_frequency_factor"}
 
 
 def another_value(key: str) -> object:
     """Valid, and not what it is before."""
     value = dotted(BEFORE)[key]
+    if key in ANOTHER:
+        return ANOTHER[key]
     match value:
         case bool():
             return not value

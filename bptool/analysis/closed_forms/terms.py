@@ -66,6 +66,7 @@ COVERED: dict[str, Any] = {
             *(f"training.{key}" for key in ("sequence_length", "clip_norm", "device", "compile")),
             *(f"optimizer.{key}" for key in ("lr", "weight_decay", "beta1", "beta2", "eps", "momentum", "nesterov")),
             *("optimizer.implementation", "activation_checkpoint.every"),
+            *("activation_checkpoint.budget", "activation_checkpoint.plan"),  # the policy says whether they count
         ),
         _ANY,
     ),

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from bptool.analysis.activation_budget import BudgetTooSmall
 from bptool.analysis.memory.estimate import Simulated, simulated
 from bptool.analysis.memory.least import least_bytes
 from bptool.analysis.memory.result import Fitting, WhatIf
 from bptool.analysis.question import Question
+from bptool.config.block_plan import BlockPolicy
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.errors import ConfigError
-from bptool.model.accounting import flops_per_token
-from bptool.training.activation_checkpoint import recomputed_blocks
+from bptool.model.accounting import BlockFlops, block_flops_per_token, flops_per_token
+from bptool.training.activation_checkpoint import block_policies
 from bptool.training.workload import transformer_workload
 
 Changes = dict[str, object]
@@ -62,7 +64,7 @@ def words(changes: Mapping[str, object]) -> list[str]:
 def attempt(question: Question, changes: Changes, *, within: int | None = None) -> Simulated | None:
     """The step under other settings.
 
-    None where they contradict each other, or where what every step must hold is more than `within` anyway.
+    None where they contradict each other or a budget, or where what every step must hold is more than `within` anyway.
     """
     try:
         config = override(question.config, changes)
@@ -71,7 +73,10 @@ def attempt(question: Question, changes: Changes, *, within: int | None = None) 
     workload = question.workload if config.run.workload else transformer_workload(config)
     if within is not None and least_bytes(config, workload) > within:
         return None
-    return simulated(config, workload, question.machine)
+    try:
+        return simulated(config, workload, question.machine)
+    except BudgetTooSmall:
+        return None
 
 
 def _fitting(question: Question, one: Alternative, tried: Simulated) -> Fitting:
@@ -80,7 +85,9 @@ def _fitting(question: Question, one: Alternative, tried: Simulated) -> Fitting:
         settings=words(one.changes),
         peak_allocated_bytes=tried.peak_bytes,
         total_expected_bytes=tried.reserved_bytes + overhead,
-        recompute_over_model_flops=_recompute(override(question.config, one.changes)),
+        recompute_over_model_flops=_recompute(
+            tried.planned.config if tried.planned else override(question.config, one.changes)
+        ),
         same_result=one.same_result,
     )
 
@@ -161,11 +168,34 @@ def _cost(config: Config, one: Alternative) -> tuple[bool, int, float, int]:
 
 
 def _recompute(config: Config) -> float:
-    """FLOPs of recomputation over those of forward and backward: a third of each recomputed block's."""
-    model = config.model
+    """FLOPs of recomputation over those of forward and backward: a third of each recomputed block's, or of a part.
+
+    A budget's are not known before it is a plan.
+    """
+    model, settings = config.model, config.activation_checkpoint
     if config.run.workload:
-        return 1 / 3 if config.activation_checkpoint.policy == "full" else 0.0
-    recomputed = len(recomputed_blocks(model.n_layers, config.activation_checkpoint))
-    total = flops_per_token(model, config.training.sequence_length)
-    head = 6 * model.vocab_size * model.d_model
-    return recomputed / model.n_layers * (total - head) / total / 3
+        return 1 / 3 if settings.policy == "full" else 0.0
+    if settings.policy == "budget":
+        return 0.0
+    length = config.training.sequence_length
+    policies = block_policies(model.n_layers, settings)
+    again = sum(_again(policy, block_flops_per_token(model, i, length)) for i, policy in enumerate(policies))
+    return again / flops_per_token(model, length)
+
+
+def _again(policy: BlockPolicy, block: BlockFlops) -> float:
+    """What of a block's forward is computed again; of every other product about a half."""
+    projections = block.attention_matrices + block.feed_forward
+    match policy:
+        case "none" | "offload" | "save_matmuls":
+            return 0
+        case "full":
+            return projections + block.scores
+        case "attention":
+            return block.attention_matrices + block.scores
+        case "mlp":
+            return block.feed_forward
+        case "save_attention":
+            return projections
+        case "save_every_other_matmul":
+            return projections / 2

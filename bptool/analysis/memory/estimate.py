@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from bptool.analysis.activation_budget import Planned, settled
 from bptool.analysis.machine import Machine
 from bptool.analysis.memory.caching_allocator import replay, rounded_size
 from bptool.analysis.memory.depth import Extended
@@ -41,6 +42,7 @@ class Simulated:
         reserved_bytes: most that the allocator holds.
         depths: of the models that were simulated; empty where it was the model itself.
         fits: whether it does; None where nothing is known of the capacity.
+        planned: what `activation_checkpoint.budget` came to; None where there is none.
     """
 
     requested: MemoryTrace
@@ -48,6 +50,7 @@ class Simulated:
     reserved_bytes: int
     depths: tuple[int, ...]
     fits: bool | None
+    planned: Planned | None = None
 
     @property
     def peak_event(self) -> int:
@@ -65,8 +68,10 @@ def simulated(config: Config, workload: Workload, machine: Machine) -> Simulated
 
     Raises:
         TargetError: the user's model does what fake tensors cannot.
+        BudgetTooSmall: `activation_checkpoint.budget` cannot be met.
     """
-    return counted(_simulate(config, workload, machine), machine)
+    step = settled(config, workload, machine)
+    return replace(counted(_simulate(step.config, step.workload, machine), machine), planned=step.planned)
 
 
 def counted(found: Extended, machine: Machine) -> Simulated:
@@ -148,6 +153,8 @@ def _assumptions(question: Question, step: Simulated, overhead: Range) -> list[s
         low, high, check = step.depths
         known = f"{low} and {high}, and so do {check}, as simulating them showed"
         sentences.append(f"{question.workload.n_layers} layers follow from {known}")
+    if step.planned:
+        sentences.append(step.planned.sentence)
     if config.training.compile:
         sentences.append("torch.compile is left out: fusion would save some of the activations")
     if machine.gpu:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bptool.analysis.activation_budget import settled
 from bptool.analysis.memory.alternatives import nearest_fitting
 from bptool.analysis.memory.estimate import counted
 from bptool.analysis.memory.least import block_inputs_bytes, state_bytes
@@ -35,7 +36,8 @@ class PeakPrediction:
 
 def predict_peak(question: Question) -> PeakPrediction:
     """Peak of the second step on the question's machine, simulated."""
-    step = counted(simulate_deep(question.config, question.workload, question.machine), question.machine)
+    config, workload, _ = settled(question.config, question.workload, question.machine)
+    step = counted(simulate_deep(config, workload, question.machine), question.machine)
     trace = step.trace
     phases = {phase: int(trace.live_bytes[trace.peak_event(STEADY, phase)]) for phase in trace.phases_of(STEADY)}
     phases.pop("step")

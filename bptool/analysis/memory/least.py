@@ -28,8 +28,12 @@ def state_bytes(config: Config, workload: Workload) -> int:
 
 
 def block_inputs_bytes(config: Config) -> int:
-    """What the built-in model's forward keeps for the backward under every policy: each block's input."""
-    if config.run.workload:
+    """What the built-in model's forward keeps for the backward, whatever is recomputed: each block's input.
+
+    Nothing where it may wait in host memory.
+    """
+    settings = config.activation_checkpoint
+    if config.run.workload or "offload" in (settings.policy if settings.policy != "plan" else settings.plan):
         return 0
     tokens = config.training.micro_batch_size * config.training.sequence_length
     return config.model.n_layers * tokens * config.model.d_model * (2 if config.precision.mode == "bf16" else 4)

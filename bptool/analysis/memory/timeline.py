@@ -248,7 +248,7 @@ class _Largest:
     """Which kinds hold most at an instant, of what was made since event `first`."""
 
     def __init__(self, allocations: Sequence[Allocation], first: int) -> None:
-        allocations = [a for a in allocations if a.born >= first]
+        allocations = [a for a in allocations if a.born >= first and a.n_bytes]
         size = len(allocations)
         self._bytes = np.fromiter((a.n_bytes for a in allocations), np.int64, size)
         self._born = np.fromiter((a.born for a in allocations), np.int64, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 from bptool.analysis.memory.estimate import Simulated
 from bptool.analysis.memory.result import Measured
@@ -27,7 +28,7 @@ def measured(question: Question, step: Simulated) -> Measured:
             f"--validate runs a real step of {format_bytes(needed)}; {format_bytes(available)} are available",
             "make the batch or the model smaller",
         )
-    real = RealStep(question)
+    real = RealStep(replace(question, config=step.planned.config) if step.planned else question)
     peak = PeakMemory(device, real.step.persistent_tensors)
     real.step.announcer.instruments.append(peak)
     gc.collect()  # what is released in the measured step must have come in it

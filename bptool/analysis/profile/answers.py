@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bptool.analysis.activation_budget import with_plan
 from bptool.analysis.memory.fit import memory_errors
 from bptool.analysis.profile.admission import Admission, admission
 from bptool.analysis.profile.assumptions import assumptions, warnings
@@ -66,6 +67,7 @@ def profile(question: Question, plan: Plan, done: Progress = lambda number, tota
     # Told in our own words; PyTorch would also log a traceback.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with users_errors(question.code):
+        question = with_plan(question)
         admitted = admission(question, measure=plan.measure)
         measurement = _NOTHING
         if not admitted.refusal:

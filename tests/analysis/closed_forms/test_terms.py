@@ -185,6 +185,11 @@ class TestUncovered:
         assert uncovered(small_config()) == []
         assert uncovered(small_config({"model.bias": True})) == ["model.bias = True"]
 
+    @pytest.mark.parametrize("policy", ["attention", "mlp", "save_matmuls", "save_attention", "offload"])
+    def test_a_policy_that_treats_a_part_of_a_block_is_not_covered(self, policy: str) -> None:
+        config = small_config({"activation_checkpoint.policy": policy, "activation_checkpoint.plan": "2*full"})
+        assert uncovered(config) == [f"activation_checkpoint.policy = '{policy}'"]  # which reads no plan
+
 
 def test_operands_of_the_loss_are_there_once() -> None:
     """2 x 16 tokens of width 16, vocabulary 32: under autocast the fused loss has its input in two formats."""

@@ -13,13 +13,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from bptool.analysis.machine import Machine
 from bptool.analysis.memory.fit import PeakPrediction, check_fit, out_of_memory, predict_peak
-from bptool.analysis.memory.least import state_bytes
+from bptool.analysis.memory.least import least_bytes, state_bytes
+from bptool.analysis.memory.simulation import simulate
 from bptool.analysis.question import Question
 from bptool.config.loading import load_config
 from bptool.config.overrides import override, parse_overrides
 from bptool.config.schema import Config
 from bptool.config.target import resolve_target
 from bptool.errors import OutOfMemory
+from bptool.gpus import gpu_named
 from bptool.model.accounting import count_parameters
 from bptool.training.workload import Workload, transformer_workload
 
@@ -87,6 +89,21 @@ class TestStateBytes:
         """Else a run that fits would be refused."""
         config = small_config({"optimizer.name": optimizer, "precision.mode": mode})
         assert state_bytes(config, transformer_workload(config)) <= peak(config)
+
+    @pytest.mark.parametrize("settings", [{"policy": "offload"}, {"policy": "plan", "plan": "31*offload+none"}])
+    def test_what_waits_in_host_memory_is_none_of_it(self, settings: dict[str, str]) -> None:
+        shape = {"model.n_layers": 32, "model.context_length": 512, "model.d_ff": 16, "optimizer.name": "sgd"}
+        config = small_config({**shape, **{f"activation_checkpoint.{key}": word for key, word in settings.items()}})
+        workload = transformer_workload(config)
+        on_gpu = simulate(config, workload, Machine(gpu_named("a100-40gb")))
+        cublas = next(a.n_bytes for a in on_gpu.allocations if a.op == "cuBLAS workspace")
+        assert least_bytes(config, workload) <= int(on_gpu.live_bytes.max()) - cublas
+
+    def test_else_each_blocks_input_is(self) -> None:
+        """2 blocks, 2 sequences of 16 tokens, 16 numbers of 4 bytes each."""
+        config = small_config()
+        workload = transformer_workload(config)
+        assert least_bytes(config, workload) - state_bytes(config, workload) == 2 * 2 * 16 * 16 * 4
 
 
 class TestPredictPeak:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten  # what torch itself nests tensors with
 
+from bptool.analysis.activation_budget import settled
+from bptool.analysis.machine import THIS_CPU
 from bptool.config.overrides import override
 from bptool.config.schema import Config, OptimizerSettings, PrecisionSettings
 from bptool.training.assembly import build_model, build_step, default_dtype
@@ -73,8 +75,9 @@ class ModelAtHand:
 
     def trained_step(self, *instruments: Instrument) -> TrainStep:
         """The trainer's step as it is, in the config's precision."""
+        config, workload, _ = settled(self.config, self.workload, THIS_CPU)
         self.seed_all("weights")
-        return build_step(self.config, self.workload, self.device, Announcer(instruments))
+        return build_step(config, workload, self.device, Announcer(instruments))
 
     def seed_all(self, purpose: str) -> None:
         """Make what PyTorch's global generators draw next a function of the seed and its purpose."""

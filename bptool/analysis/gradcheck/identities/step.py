@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,8 @@ from bptool.analysis.gradcheck.identities.identity import (
     rounding_unit,
 )
 from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, gradients
-from bptool.config.schema import ActivationCheckpointSettings
+from bptool.config.block_plan import BLOCK_POLICIES
+from bptool.training.activation_checkpoint import SUBLAYER_POLICIES, has_sublayers
 from bptool.training.instrument import Instrument, Phase
 
 CHECKPOINTING, CLIPPING, DESCENT = "activation_checkpointing", "clipping_norm", "gradient_descent_update"
@@ -42,12 +42,20 @@ def activation_checkpointing(at_hand: ModelAtHand) -> Identity | str:
         return f"{CHECKPOINTING}: the gradient is another at each run, whatever the policy"
     if not at_hand.workload.blocks(at_hand.exact_model()):
         return f"{CHECKPOINTING}: the workload has no repeated blocks to recompute"
-    agreements, policies = [], get_args(ActivationCheckpointSettings.model_fields["policy"].annotation)
-    for policy in policies:
-        changed = at_hand.changed({**plain, "activation_checkpoint.policy": policy})
-        agreements.append(_policy_agrees(changed, without, policy))
+    policies = _policies(at_hand)
+    agreements = [
+        _policy_agrees(at_hand.changed({**plain, "activation_checkpoint.policy": policy}), without, policy)
+        for policy in policies
+    ]
     dropout = f", dropout {plain['model.dropout']:g} drawn again" if at_hand.built_in else ""
     return as_identity(CHECKPOINTING, agreements, f"{', '.join(policies)}: the same gradient to the bit{dropout}")
+
+
+def _policies(at_hand: ModelAtHand) -> list[str]:
+    """All that can be had of this model. A plan or a budget, whose blocks do one or another of these, is left out."""
+    blocks = at_hand.workload.blocks(at_hand.exact_model())
+    foreign = [policy for policy in SUBLAYER_POLICIES if not any(has_sublayers(block, policy) for block in blocks)]
+    return [policy for policy in (*BLOCK_POLICIES, "every_k") if policy not in foreign]
 
 
 def clipping(at_hand: ModelAtHand) -> Identity:

@@ -1,0 +1,47 @@
+"""What the alternatives say of recomputation where the step already recomputes a part of its blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from small_runs import question_of, small_config
+
+from bptool.analysis.machine import Machine
+from bptool.analysis.memory.alternatives import nearest_fitting
+from bptool.analysis.memory.fit import predict_peak
+from bptool.analysis.memory.result import Fitting
+from bptool.model.accounting import block_flops_per_token, flops_per_token
+from bptool.training.workload import transformer_workload
+
+SHAPE: dict[str, Any] = {"model.context_length": 64, "training.micro_batch_size": 8, "optimizer.name": "sgd"}
+
+
+def share(settings: dict[str, Any]) -> float:
+    """Of the nearest that fits in a little less: the same policy, and smaller micro-batches."""
+    keys = {f"activation_checkpoint.{key}": value for key, value in settings.items()}
+    config = small_config({**SHAPE, **keys})
+    workload = transformer_workload(config)
+    question = question_of(config, workload)
+    machine = Machine(None, predict_peak(question).peak_bytes - 1)
+    (found,) = nearest_fitting(replace(question, machine=machine), wanted=1)
+    assert isinstance(found, Fitting)
+    assert found.settings[0].startswith("training.micro_batch_size=")
+    return found.recompute_over_model_flops
+
+
+def test_sublayers_add_up_to_the_block() -> None:
+    config = small_config(SHAPE)
+    block = block_flops_per_token(config.model, 0, 64)
+    both = flops_per_token(config.model, 64) / 2  # two blocks
+    assert share({"policy": "attention"}) == pytest.approx((block.attention_matrices + block.scores) / both)
+    assert share({"policy": "mlp"}) == pytest.approx(block.feed_forward / both)
+    assert share({"policy": "full"}) == pytest.approx(block.total / both)
+    assert share({"policy": "save_attention"}) == pytest.approx((block.total - block.scores) / both)
+    assert share({"policy": "plan", "plan": "full+mlp"}) == pytest.approx((block.total + block.feed_forward) / both / 2)
+
+
+@pytest.mark.parametrize("policy", ["none", "save_matmuls", "offload"])
+def test_no_product_is_repeated(policy: str) -> None:
+    assert share({"policy": policy}) == 0

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bptool.config.block_plan import BLOCK_POLICIES, BlockPolicy, parse_plan, write_plan
+from bptool.config.loading import parse_config
+from bptool.errors import ConfigError
+
+
+@given(st.lists(st.sampled_from(BLOCK_POLICIES), min_size=1))
+def test_what_is_written_is_read_again(plan: list[BlockPolicy]) -> None:
+    assert parse_plan(write_plan(plan)) == plan
+
+
+def test_a_plan_by_hand() -> None:
+    assert parse_plan("2*full + none+ 1*mlp") == ["full", "full", "none", "mlp"]
+    assert write_plan(["full", "full", "none", "full"]) == "2*full+1*none+1*full"
+
+
+def wrong(changes: dict[str, object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({f"activation_checkpoint.{key}": value for key, value in changes.items()}, "a test")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ("3*ful", "'ful' is none of none, full, .*did you mean 'full'"),
+        ("0*full", "'0' is no number of blocks"),
+        ("x*full", "'x' is no number of blocks"),
+        ("full+", "'' is none of"),
+        ("3*full", r"is for 3 blocks, and model.n_layers = \d"),
+    ],
+)
+def test_what_is_no_plan_is_told(plan: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_config({"activation_checkpoint.policy": "plan", "activation_checkpoint.plan": plan}, "a test")
+
+
+def test_a_policy_that_needs_a_plan_says_so() -> None:
+    assert "'plan' needs activation_checkpoint.plan, such as" in wrong({"policy": "plan"})
+
+
+def test_a_policy_that_does_not_exist_names_the_nearest() -> None:
+    assert "did you mean 'save_matmuls'" in wrong({"policy": "save_matmul"})
+
+
+@pytest.mark.parametrize("policy", ["save_matmuls", "attention"])
+def test_a_compiled_block_is_not_looked_into(policy: str) -> None:
+    with pytest.raises(ConfigError, match="use none, full or every_k with it"):
+        parse_config({"training.compile": True, "activation_checkpoint.policy": policy}, "a test")
