@@ -104,9 +104,7 @@ def settled(config: Config, workload: Workload, machine: Machine) -> Settled:
             f" {describe(error)}",
             "choose another policy",
         ) from error
-    # Shallow models tell of a deep one only where its blocks are treated alike.
-    mixed = found.config.activation_checkpoint.policy == "plan"
-    return Settled(found.config, replace(workload, of_depth=None) if mixed else workload, found)
+    return Settled(found.config, workload, found)
 
 
 def with_plan(question: Question) -> Question:

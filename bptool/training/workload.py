@@ -88,7 +88,9 @@ def transformer_workload(config: Config) -> Workload:
         return result
 
     def of_depth(n_layers: int) -> Workload:
-        return transformer_workload(override(config, {"model.n_layers": n_layers}))
+        # A plan would be for another number of blocks; it is none of the workload's.
+        changes = {"model.n_layers": n_layers, "activation_checkpoint.policy": "none"}
+        return transformer_workload(override(config, changes))
 
     return Workload(
         model=model,
@@ -98,7 +100,7 @@ def transformer_workload(config: Config) -> Workload:
         blocks=lambda model: list(model.blocks),  # type: ignore[arg-type]
         unit="tokens",
         n_layers=settings.n_layers,
-        of_depth=None if config.activation_checkpoint.policy == "plan" else of_depth,
+        of_depth=of_depth,
         head=2 + settings.moe.n_dense_layers if settings.moe.n_experts else 1,  # a sum of imbalances needs two
         period=max(settings.sliding_window_pattern, 1) if settings.sliding_window else 1,
     )

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
+from bptool.analysis.like_blocks import Blocks, Copies, Lengths
 from bptool.instruments.memory_trace import Allocation, Event, MemoryTrace
 
 _BLOCK = re.compile(r"blocks\.(\d+)(?=\.|$)")
@@ -24,32 +24,6 @@ class NotPeriodic(Exception):
     """The records are no sweeps through like blocks."""
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """How a model's blocks repeat.
-
-    Attributes:
-        n_layers: blocks of the model that is asked about.
-        head: blocks at its beginning that are not like the later ones.
-        period: blocks after which the pattern begins again, such as k where every k-th is recomputed.
-    """
-
-    n_layers: int
-    head: int = 1
-    period: int = 1
-
-    def depths(self) -> tuple[int, int, int] | None:
-        """Three depths to simulate, the last for comparison; None where the model is no deeper than these."""
-        deepest = self.with_a_period + 2 * self.period
-        return (self.with_a_period, self.with_a_period + self.period, deepest) if self.n_layers > deepest else None
-
-    @property
-    def with_a_period(self) -> int:
-        """Fewest layers that have a whole period of inner blocks, and leave as many over as the model does."""
-        inner = self.n_layers - self.head - 1  # the last block's backward comes first, and may differ
-        return self.head + 1 + self.period + inner % self.period
-
-
 class Extended(NamedTuple):
     """A record, and the depths of those that it was made from (none: it was simulated in full)."""
 
@@ -57,24 +31,23 @@ class Extended(NamedTuple):
     depths: tuple[int, ...]
 
 
-def extended(blocks: Blocks, simulate: Callable[[int], MemoryTrace]) -> Extended:
-    """The record of a model of `blocks.n_layers`, in full only where shallow ones don't tell.
+def extended(blocks: Blocks, simulate: Callable[[Lengths], MemoryTrace]) -> Extended:
+    """The record of a model with these blocks, in full only where shallow ones don't tell.
 
     Args:
-        simulate: makes the record of the same model with so many layers.
+        simulate: makes the record of the same model with stretches of these lengths.
     """
-    depths = blocks.depths()
-    if depths is None:
-        return Extended(simulate(blocks.n_layers), ())
-    low, high, deepest = (simulate(depth) for depth in depths)
+    low, high, deepest = blocks.shortened(0), blocks.shortened(0, last=1), blocks.shortened(1, last=2)
+    if not blocks.is_deep(deepest):
+        return Extended(simulate(blocks.lengths), ())
     try:
-        extension = _Extension(blocks, depths[0], low)
-        extension.learn_slopes(high)
-        if not same(extension.to(depths[2]), deepest):
+        extension = _Extension(blocks, low, simulate(low))
+        extension.learn_slopes(high, simulate(high))
+        if not same(extension.to(deepest), simulate(deepest)):
             raise NotPeriodic
-        return Extended(extension.to(blocks.n_layers), depths)
+        return Extended(extension.to(blocks.lengths), (sum(low), sum(high), sum(deepest)))
     except NotPeriodic:
-        return Extended(simulate(blocks.n_layers), ())
+        return Extended(simulate(blocks.lengths), ())
 
 
 def same(one: MemoryTrace, other: MemoryTrace) -> bool:
@@ -103,11 +76,11 @@ class _Place(NamedTuple):
 
 
 class _Extension:
-    """Makes records of greater depths from one of depth `depth`."""
+    """Makes records of deeper models from that of one with stretches of lengths `low`."""
 
-    def __init__(self, blocks: Blocks, depth: int, trace: MemoryTrace) -> None:
-        self._blocks, self._depth, self._trace = blocks, depth, trace
-        self._parts = list(_parts(trace, depth))
+    def __init__(self, blocks: Blocks, low: Lengths, trace: MemoryTrace) -> None:
+        self._blocks, self._low, self._trace = blocks, low, trace
+        self._parts = list(_parts(trace, sum(low)))
         self._slopes: dict[int, int] = {}
         self._places = {
             allocation: _Place(run.part, run.block, ordinal)
@@ -116,70 +89,68 @@ class _Extension:
             for ordinal, allocation in enumerate(_made_in(trace, run))
         }
 
-    def learn_slopes(self, high: MemoryTrace) -> None:
+    def learn_slopes(self, high: Lengths, trace: MemoryTrace) -> None:
         """By how much allocations outside of the blocks grow with a period more, from the record that has it.
 
         Raises:
             NotPeriodic: allocations of blocks differ.
         """
-        ours, origins = self._extend(1)
-        if len(ours.allocations) != len(high.allocations):
+        ours, origins = self._extend(high)
+        if len(ours.allocations) != len(trace.allocations):
             raise NotPeriodic
-        for origin, mine, theirs in zip(origins, ours.allocations, high.allocations, strict=True):
+        for origin, mine, theirs in zip(origins, ours.allocations, trace.allocations, strict=True):
             if mine.n_bytes != theirs.n_bytes:
                 if self._places[origin].block is not None:
                     raise NotPeriodic
                 self._slopes[origin] = theirs.n_bytes - mine.n_bytes
 
-    def to(self, n_layers: int) -> MemoryTrace:
-        """The record of `n_layers` blocks, some periods more than there are."""
-        extra, rest = divmod(n_layers - self._depth, self._blocks.period)
-        assert rest == 0, "a whole number of periods more"
-        return self._extend(extra)[0]
+    def to(self, lengths: Lengths) -> MemoryTrace:
+        """The record of longer stretches."""
+        return self._extend(lengths)[0]
 
-    def _extend(self, extra: int) -> tuple[MemoryTrace, list[int]]:
-        """With `extra` periods more; and for each allocation the one that it copies."""
-        added, last = extra * self._blocks.period, self._blocks.head + self._blocks.period
+    def _extend(self, lengths: Lengths) -> tuple[MemoryTrace, list[int]]:
+        """And for each allocation the one that it copies."""
+        copies = self._blocks.copies(self._low, lengths)
         upwards = {part[0].part for part in self._parts if part[0].block == 0}
-        more = {allocation: extra * slope for allocation, slope in self._slopes.items()}
-        writer = _Writer(self._trace, self._places, more, _Ends(added, last, upwards))
-        for run, block in self._layout(added):
+        more = {allocation: copies.periods * slope for allocation, slope in self._slopes.items()}
+        writer = _Writer(self._trace, self._places, more, _Ends(copies, upwards))
+        for run, block in self._layout(copies):
             writer.copy(run, block)
         return MemoryTrace(writer.allocations, writer.events), writer.origins
 
-    def _layout(self, added: int) -> Iterator[tuple[_Run, int | None]]:
-        """The runs of the record with `added` blocks more: what is copied, and the block that it becomes."""
-        first, last = self._blocks.head, self._blocks.head + self._blocks.period  # these are copied again and again
+    def _layout(self, copies: Copies) -> Iterator[tuple[_Run, int | None]]:
+        """The runs of the deeper record: what is copied, and the block that it becomes."""
         for part in self._parts:
             if part[0].block is None:
                 yield part[0], None
                 continue
             runs = {run.block: run for run in part}
-            blocks = range(self._depth + added)
+            blocks = range(copies.n_layers)
             for block in blocks if part[0].block == 0 else reversed(blocks):
-                inner = first + (block - first) % self._blocks.period
-                source = block if block < last else inner if block < last + added else block - added
-                yield runs[source], block
+                yield runs[copies.source(block)], block
 
 
 class _Ends(NamedTuple):
-    """Where blocks go in a record with `added` blocks more: those from `last` on stay at the end."""
+    """Where blocks go in a deeper record.
 
-    added: int
-    last: int
+    Attributes:
+        upwards: the parts that are sweeps upwards.
+    """
+
+    copies: Copies
     upwards: Set[int]
-    """The parts that are sweeps upwards."""
 
     def moved(self, other: int, source: int | None, block: int | None, place: _Place | None) -> int:
         """The block that `other` becomes where the run of `source` becomes that of `block`.
 
-        Seen from a block, another one is some blocks up or down. Seen from outside it is at one of the ends; an inner
-        one's allocation (at `place`) is then one of the sweep's last, so it is nearer to the end where that went up.
+        Seen from a block, another one is some blocks up or down. Seen from outside it is at one end of its stretch; an
+        inner one's allocation (at `place`) is then one of the sweep's last, so it is nearer to the end where that went
+        up.
         """
         if source is not None and block is not None:
             return other + block - source
-        at_the_end = other >= self.last or (other > 0 and place is not None and place.part in self.upwards)
-        return other + self.added if at_the_end else other
+        upwards = place is not None and place.part in self.upwards
+        return self.copies.last(other) if upwards else self.copies.first(other)
 
 
 class _Writer:

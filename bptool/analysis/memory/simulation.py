@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
 
+from bptool.analysis.like_blocks import shallow_models
 from bptool.analysis.machine import THIS_CPU, Machine
-from bptool.analysis.memory.depth import Blocks, Extended, extended
+from bptool.analysis.memory.depth import Extended, extended
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import MemoryTrace
@@ -43,12 +43,10 @@ def simulate(config: Config, workload: Workload, machine: Machine = THIS_CPU) ->
 
 def simulate_deep(config: Config, workload: Workload, machine: Machine = THIS_CPU) -> Extended:
     """The same from shallow models, where the workload knows how to make them and they are alike."""
-    if workload.of_depth is None:
+    models = shallow_models(config, workload)
+    if models is None:
         return Extended(simulate(config, workload, machine), ())
-    policy, of_depth = config.activation_checkpoint, workload.of_depth
-    period = math.lcm(workload.period, policy.every if policy.policy == "every_k" else 1)
-    blocks = Blocks(workload.n_layers, workload.head, period)
-    return extended(blocks, lambda n_layers: simulate(config, of_depth(n_layers), machine))
+    return extended(models.blocks, lambda lengths: simulate(*models.of(lengths), machine))
 
 
 def first_step_peak(trace: MemoryTrace) -> int:

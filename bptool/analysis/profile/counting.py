@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
+from bptool.analysis.like_blocks import shallow_models
 from bptool.analysis.machine import THIS_CPU, Machine
-from bptool.analysis.memory.depth import Blocks
 from bptool.analysis.memory.simulation import eager_on_cpu
 from bptool.analysis.profile.depth import Counted, extended
 from bptool.analysis.profile.tally import Tally, tally_of
@@ -30,12 +29,10 @@ def count_question(question: Question) -> Counted:
 
 def count_deep(config: Config, workload: Workload, machine: Machine = THIS_CPU) -> Counted:
     """From shallow models, where the workload knows how to make them and their blocks are alike."""
-    if workload.of_depth is None:
+    models = shallow_models(config, workload)
+    if models is None:
         return Counted(count(config, workload, machine), ())
-    policy, of_depth = config.activation_checkpoint, workload.of_depth
-    period = math.lcm(workload.period, policy.every if policy.policy == "every_k" else 1)
-    blocks = Blocks(workload.n_layers, workload.head, period)
-    return extended(blocks, lambda n_layers: count(config, of_depth(n_layers), machine))
+    return extended(models.blocks, lambda lengths: count(*models.of(lengths), machine))
 
 
 def count(config: Config, workload: Workload, machine: Machine = THIS_CPU) -> Tally:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bptool.analysis.memory.depth import Blocks
+from bptool.analysis.like_blocks import Blocks, Lengths
 from bptool.analysis.profile.tally import NOTHING, Cost, ModuleFacts, Place, Tally
 
 _BLOCK = re.compile(r"blocks\.(\d+)(?=\.|$)")
@@ -24,69 +24,49 @@ class Counted(NamedTuple):
     depths: tuple[int, ...]
 
 
-def extended(blocks: Blocks, count: Callable[[int], Tally]) -> Counted:
-    """The tally of a model of `blocks.n_layers`, in full only where shallow ones don't tell.
+def extended(blocks: Blocks, count: Callable[[Lengths], Tally]) -> Counted:
+    """The tally of a model with these blocks, in full only where shallow ones don't tell.
 
     Args:
-        count: makes the tally of the same model with so many layers.
+        count: makes the tally of the same model with stretches of these lengths.
     """
-    depths = _depths(blocks)
-    if depths is None:
-        return Counted(count(blocks.n_layers), ())
-    least, low, high = (count(depth) for depth in depths)
-    extension = _Extension(blocks, depths[1], low, high)
-    if extension.to(depths[0]) != least:
-        return Counted(count(blocks.n_layers), ())
-    return Counted(extension.to(blocks.n_layers), depths)
-
-
-def _depths(blocks: Blocks) -> tuple[int, int, int] | None:
-    """Without inner blocks, with a period of them, with two; None where the model is hardly deeper."""
-    one = blocks.with_a_period
-    depths = (one - blocks.period, one, one + blocks.period)
-    return depths if blocks.n_layers > depths[2] else None
+    depths = least, low, high = blocks.shortened(-1), blocks.shortened(0), blocks.shortened(0, last=1)
+    if not blocks.is_deep(high):
+        return Counted(count(blocks.lengths), ())
+    extension = _Extension(blocks, low, count(low), count(high))
+    if extension.to(least) != count(least):
+        return Counted(count(blocks.lengths), ())
+    return Counted(extension.to(blocks.lengths), tuple(map(sum, depths)))
 
 
 @dataclass(frozen=True)
 class _Extension:
-    """Of the tally of a model of `depth` blocks; that of one with a period more tells how the rest grows."""
+    """Of the tally of a model of lengths `of_low`; that of one with a period more tells how the rest grows."""
 
     blocks: Blocks
-    depth: int
+    of_low: Lengths
     low: Tally
     high: Tally
 
-    def to(self, n_layers: int) -> Tally:
-        """The tally of `n_layers` blocks, some periods more than there are, or one less."""
-        periods, rest = divmod(n_layers - self.depth, self.blocks.period)
-        assert rest == 0, "a whole number of periods more"
-        copies = self._copies(n_layers)
+    def to(self, lengths: Lengths) -> Tally:
+        """The tally of other lengths, some periods more than there are, or one less."""
+        copies = self.blocks.copies(self.of_low, lengths)
+        of = [list(copies.of(block)) for block in range(sum(self.of_low))]
         costs: dict[Place, Cost] = {}
         for place, cost in self.low.costs.items():
             block = _block_of(place.module)
             if block is None:
-                costs[place] = cost.plus(self._slope(place), periods)
+                costs[place] = cost.plus(self._slope(place), copies.periods)
                 continue
             within = place.module[len(f"blocks.{block}") :]
-            for copy in copies[block]:
+            for copy in of[block]:
                 costs[place._replace(module=f"blocks.{copy}{within}")] = cost
         modules: dict[str, ModuleFacts] = {}
         for name, facts in self.low.modules.items():
             block = _block_of(name)
-            names = [name] if block is None else [_as_block(name, copy) for copy in copies[block]]
+            names = [name] if block is None else [_as_block(name, copy) for copy in of[block]]
             modules |= dict.fromkeys(names, facts)
         return Tally(costs, modules)
-
-    def _copies(self, n_layers: int) -> dict[int, list[int]]:
-        """Which blocks of the deeper model each of these becomes: the first ones, the last one, and inner ones."""
-        head, period = self.blocks.head, self.blocks.period
-        last, added = head + period, n_layers - self.depth
-        copies: dict[int, list[int]] = {block: [] for block in range(self.depth)}
-        for block in range(n_layers):
-            inner = head + (block - head) % period
-            kept = block < min(last, last + added)
-            copies[block if kept else inner if block < last + added else block - added].append(block)
-        return copies
 
     def _slope(self, place: Place) -> Cost:
         """What a period more adds outside of the blocks."""

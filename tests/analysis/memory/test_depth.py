@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from small_runs import small_config
 
-from bptool.analysis.memory.depth import Blocks, extended, same
+from bptool.analysis.like_blocks import Blocks, Stretch
+from bptool.analysis.memory.depth import extended, same
 from bptool.analysis.memory.simulation import simulate, simulate_deep
+from bptool.config.block_plan import parse_plan
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import MemoryTrace
@@ -61,9 +63,38 @@ def test_a_shallow_model_is_simulated_itself(n_layers: int) -> None:
     assert same(found.trace, simulate(config, workload))
 
 
+PLANS = [
+    "8*full+8*none",
+    "7*full+9*save_matmuls+2*none",
+    "full+9*none",
+    "9*none+full",
+    "8*attention+mlp+8*save_attention",
+    "9*offload+8*save_every_other_matmul",
+]
+
+
+@pytest.mark.parametrize("changes", [{}, {"model.dropout": 0.1, "optimizer.implementation": "foreach"}], ids=str)
+@pytest.mark.parametrize("plan", PLANS)
+def test_each_stretch_of_a_plan_is_extended(plan: str, changes: dict[str, Any]) -> None:
+    checked = {"activation_checkpoint.policy": "plan", "activation_checkpoint.plan": plan}
+    config = deep({**changes, **checked}, len(parse_plan(plan)))
+    workload = transformer_workload(config)
+    found = simulate_deep(config, workload)
+    assert found.depths
+    assert max(found.depths) < config.model.n_layers
+    assert same(found.trace, simulate(config, workload))
+
+
+def test_a_plan_that_changes_with_each_block_is_simulated_itself() -> None:
+    plan = {"activation_checkpoint.policy": "plan", "activation_checkpoint.plan": "+".join(["full", "none"] * 4)}
+    config = deep(plan, 8)
+    workload = transformer_workload(config)
+    assert simulate_deep(config, workload).depths == ()
+
+
 def test_depths_are_whole_periods_apart() -> None:
-    blocks = Blocks(126, head=1, period=4)
-    low, high, deepest = blocks.depths() or (0, 0, 0)
+    blocks = Blocks((Stretch(126, head=1, period=4),))
+    (low,), (high,), (deepest,) = blocks.shortened(0), blocks.shortened(0, last=1), blocks.shortened(1, last=2)
     assert (high - low, deepest - high) == (4, 4)
     assert (126 - low) % 4 == 0
 
@@ -73,7 +104,7 @@ class TestWhereLayersDiffer:
 
     @staticmethod
     def found(of_depth: Any, n_layers: int = 7) -> tuple[MemoryTrace, MemoryTrace, tuple[int, ...]]:
-        result = extended(Blocks(n_layers), of_depth)
+        result = extended(Blocks((Stretch(n_layers),)), lambda lengths: of_depth(sum(lengths)))
         return result.trace, of_depth(n_layers), result.depths
 
     def test_every_other_block_is_recomputed_and_the_period_is_not_told(self) -> None:

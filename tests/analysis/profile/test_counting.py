@@ -9,8 +9,8 @@ import torch
 from small_runs import small_config
 from torch import Tensor, nn
 
+from bptool.analysis.like_blocks import Blocks, Lengths, Stretch
 from bptool.analysis.machine import Machine, machine_named
-from bptool.analysis.memory.depth import Blocks
 from bptool.analysis.profile.counting import count, count_deep
 from bptool.analysis.profile.depth import extended
 from bptool.analysis.profile.tally import Cost, Place, Tally
@@ -208,35 +208,39 @@ def test_shallow_models_tell_what_a_deep_one_does(changes: dict[str, Any]) -> No
     assert deep.tally == count(config, workload)
 
 
+DEEP = Blocks((Stretch(20),))
+
+
 class TestModelsThatAreNotPeriodic:
     @staticmethod
-    def tally(depth: int, cost: int) -> Tally:
+    def tally(cost: int) -> Tally:
         return Tally({Place("forward", "forward", "", "mm"): Cost(cost, 0, 0, 1)}, {})
 
     def test_are_counted_in_full(self) -> None:
         counts: list[int] = []
 
-        def quadratic(depth: int) -> Tally:
-            counts.append(depth)
-            return self.tally(depth, depth**2)
+        def quadratic(lengths: Lengths) -> Tally:
+            counts.append(sum(lengths))
+            return self.tally(sum(lengths) ** 2)
 
-        found = extended(Blocks(20), quadratic)
+        found = extended(DEEP, quadratic)
         assert found.depths == ()
-        assert found.tally == self.tally(20, 400)
+        assert found.tally == self.tally(400)
         assert counts[-1] == 20
 
     def test_first_and_last_blocks_may_differ(self) -> None:
-        def tally(depth: int) -> Tally:
+        def tally(lengths: Lengths) -> Tally:
+            depth = sum(lengths)
             flops = [1, *[10] * (depth - 2), 100]
             places = [Place("forward", "forward", f"blocks.{i}.up", "mm") for i in range(depth)]
             return Tally({place: Cost(n, 0, 0, 1) for place, n in zip(places, flops, strict=True)}, {})
 
-        found = extended(Blocks(20), tally)
+        found = extended(DEEP, tally)
         assert found.depths == (2, 3, 4)
-        assert found.tally == tally(20)
+        assert found.tally == tally((20,))
 
     def test_a_straight_line_is_followed(self) -> None:
-        found = extended(Blocks(20), lambda depth: self.tally(depth, 3 * depth + 1))
+        found = extended(DEEP, lambda lengths: self.tally(3 * sum(lengths) + 1))
         assert found.tally.flops("forward") == 61
         assert max(found.depths) < 6
 

@@ -1,0 +1,145 @@
+"""A budget's plan beside the other policies and PyTorch's own budget, at the memory that each of them needs.
+
+For each rival the plan gets its bytes as its budget. Both are run in turns in one process: what is held when
+the forward ends is the allocator's own account, and seconds are the processor's, of forward and backward.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch._functorch.config as functorch
+from step_seconds import config_of
+
+from bptool.analysis.activation_budget import settled
+from bptool.analysis.machine import THIS_CPU
+from bptool.config.overrides import override
+from bptool.config.schema import Config
+from bptool.hardware import tune_cpu_allocator
+from bptool.instruments.peak_memory import noted_allocations
+from bptool.training.assembly import build_step
+from bptool.training.instrument import Announcer
+from bptool.training.step import TrainStep
+from bptool.training.workload import Workload, transformer_workload
+
+pytestmark = pytest.mark.benchmark
+POLICIES = ("none", "save_matmuls", "save_every_other_matmul", "save_attention", "attention", "mlp", "every_k", "full")
+SHARES = (0.5, 0.25, 0.1)
+"""Of what is saved, as `torch._functorch.config.activation_memory_budget` has it."""
+TURNS = 7
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Contestant:
+    """A model that recomputes in one way; what its forward holds for its backward, and its times."""
+
+    step: TrainStep
+    held_bytes: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+    def run(self) -> None:
+        """Forward and backward of the same batch."""
+        batch = self.step.workload.batch(torch.Generator().manual_seed(1))
+        start = time.process_time()
+        loss = self.step.workload.loss(self.step.model, batch)
+        loss.backward()
+        self.seconds.append(time.process_time() - start)
+        self.step.optimizers.zero_grad()
+
+    def weigh(self) -> None:
+        """By the allocator's events of a forward."""
+        batch = self.step.workload.batch(torch.Generator().manual_seed(1))
+        with noted_allocations() as changes:
+            loss = self.step.workload.loss(self.step.model, batch)
+        self.held_bytes = sum(changes)
+        loss.backward()
+        self.step.optimizers.zero_grad()
+
+
+def contestant(config: Config, workload: Workload) -> Contestant:
+    step = build_step(config, workload, CPU, Announcer())
+    step.model.train()
+    return Contestant(step)
+
+
+@contextmanager
+def pytorchs_budget(share: float) -> Iterator[None]:
+    before = functorch.activation_memory_budget
+    functorch.activation_memory_budget = share
+    try:
+        yield
+    finally:
+        functorch.activation_memory_budget = before
+
+
+def partitioned(config: Config, workload: Workload, share: float, backend: str) -> Contestant:
+    """Blocks compiled with PyTorch's partitioner choosing what to save."""
+    found = contestant(config, workload)
+    torch._dynamo.reset()
+    with pytorchs_budget(share):
+        for block in workload.blocks(found.step.model):
+            block.forward = torch.compile(block.forward, backend=backend)
+        found.run()
+    found.seconds.clear()
+    return found
+
+
+def planned(config: Config, workload: Workload, budget_bytes: int) -> tuple[Contestant, str]:
+    """And the plan in words."""
+    changes = {"activation_checkpoint.policy": "budget", "activation_checkpoint.budget": f"{budget_bytes}B"}
+    plan = settled(override(config, changes), workload, THIS_CPU)
+    chosen = plan.config.activation_checkpoint
+    return contestant(plan.config, plan.workload), chosen.plan if chosen.policy == "plan" else chosen.policy
+
+
+def take_turns(contestants: list[Contestant]) -> None:
+    for one in contestants:
+        one.run()
+        one.weigh()
+        one.seconds.clear()
+    for _ in range(TURNS):
+        for one in contestants:
+            one.run()
+
+
+def compared(config: Config, rivals: dict[str, Contestant], plain: Contestant) -> None:
+    """The table: each rival beside the plan that had its bytes."""
+    print(f"\n{'':<28}{'held':>12}{'the plan':>12}{'time':>8}{'the plan':>10}{'ratio':>8}   plan")
+    workload = transformer_workload(config)
+    for name, rival in rivals.items():
+        rival.weigh()
+        plan, text = planned(config, workload, rival.held_bytes)
+        take_turns([plain, rival, plan])
+        over_rival, over_plain = rival.median_s / plain.median_s, plan.median_s / plain.median_s
+        print(
+            f"{name:<28}{rival.held_bytes / 2**20:>8.2f} MiB{plan.held_bytes / 2**20:>8.2f} MiB{over_rival:>8.3f}"
+            f"{over_plain:>10.3f}{plan.median_s / rival.median_s:>8.3f}   {text}"
+        )
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own insides
+def test_beside_the_other_policies_and_pytorchs_budget() -> None:
+    """At each rival's memory the plan should be no bigger, and no slower."""
+    tune_cpu_allocator()
+    config = config_of("small", 10, ["model.n_layers=4", "training.micro_batch_size=4"])
+    workload = transformer_workload(config)
+    plain = contestant(config, workload)
+    rivals = {}
+    for policy in POLICIES:
+        chosen = override(config, {"activation_checkpoint.policy": policy})
+        rivals[policy] = contestant(chosen, transformer_workload(chosen))
+    for backend in ("aot_eager", "inductor"):
+        for share in SHARES:
+            rivals[f"PyTorch's {share} ({backend})"] = partitioned(config, workload, share, backend)
+    compared(config, rivals, plain)
