@@ -100,8 +100,7 @@ def comparison(rows: list[CompareRow], changes: Mapping[str, Any] | None = None)
 def _figures(row: CompareRow) -> tuple[float, float, float]:
     assert row.measured_peak_bytes
     assert row.tokens_per_s
-    assert row.gradient_relative_error is not None
-    return row.measured_peak_bytes, 1 / row.tokens_per_s, row.gradient_relative_error
+    return row.measured_peak_bytes, 1 / row.tokens_per_s, row.gradient_relative_error or 0.0
 
 
 def _standing(row: CompareRow, rows: list[CompareRow], ok: list[CompareRow]) -> dict[str, Any]:
@@ -126,6 +125,15 @@ def small_comparison(changes: Mapping[str, Any] | None = None) -> CompareResult:
         needed_bytes=rows[5].measured_peak_bytes or 0,
     )
     return comparison(rows, {"fit_bytes": 270 * MIB, "best": best, **(changes or {})})
+
+
+def predicted_comparison(changes: Mapping[str, Any] | None = None) -> CompareResult:
+    """The small one, where nothing was run; without a limit."""
+    ran = {"measured_peak_bytes": None, "step_s": None, "first_loss": None, "final_loss": None}
+    compared = {"gradient_relative_error": None, "worst_layer": None, "worst_layer_relative_error": None}
+    rows = [row.model_copy(update={**ran, **compared}) for row in small_comparison().rows]
+    asked = {"mode": "predict", "rows": rows, "fit_bytes": None, "best": None, "gradient_reference": None}
+    return small_comparison({**asked, "device_name": "H200", **(changes or {})})
 
 
 def large_comparison(batches: int = 1, changes: Mapping[str, Any] | None = None) -> CompareResult:

@@ -111,9 +111,11 @@ def _named(result: CompareResult, row: int) -> str:
 
 
 def _lead(result: CompareResult, shown: Plane) -> Element:
+    judged = any(result.rows[p.row].gradient_relative_error is not None for p in shown.points)
     words = (
         "Each point is a row, numbered as in the table below; lower and further left is better."
-        " The line joins the front: rows that no other beats in memory, time and gradient error at once."
+        " The line joins the front: rows that no other beats in"
+        f" {'memory, time and gradient error' if judged else 'memory and time'} at once."
     )
     if any(p.low < p.high for p in shown.points):
         words += " Bars reach from the tenth to the ninetieth percentile of the time."

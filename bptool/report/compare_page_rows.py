@@ -69,7 +69,7 @@ def _cells(result: CompareResult, i: int) -> list[Figure]:
         Figure(words, words, kind=color),
         _bytes(peaks[0], "" if row.peak_ratio is None else f"{row.peak_ratio:.2f}×"),
         _bytes(peaks[1]),
-        _step(row),
+        _step(row, is_reference=i == result.reference),
         Figure(format_count(row.tokens_per_s), row.tokens_per_s) if row.tokens_per_s is not None else _NOTHING,
         *(_seconds(seconds) for seconds in (row.forward_s, row.recompute_s, row.backward_s)),
         _NOTHING
@@ -90,12 +90,14 @@ def _seconds(seconds: float | None) -> Figure:
     return Figure(format_duration(seconds) if seconds else "0", seconds)
 
 
-def _step(row: CompareRow) -> Figure:
+def _step(row: CompareRow, *, is_reference: bool) -> Figure:
     """The step's time, and its ratio to the reference's in words."""
     seconds = row.step_s.median if row.step_s else row.predicted_step_s
     if seconds is None:
         return _NOTHING
-    return Figure(format_duration(seconds), seconds, _ratio(row.time_ratio) if row.time_ratio else "")
+    return Figure(
+        format_duration(seconds), seconds, "1.00×" if is_reference else _ratio(row.time_ratio) if row.time_ratio else ""
+    )
 
 
 def _ratio(ratio: Ratio) -> str:

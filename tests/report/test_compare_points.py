@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from comparisons import comparison, large_comparison, measured_row, mixed_comparison, small_comparison
+from comparisons import (
+    comparison,
+    large_comparison,
+    measured_row,
+    mixed_comparison,
+    predicted_comparison,
+    small_comparison,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +33,7 @@ def test_rows_with_figures_are_points() -> None:
 
 
 def test_predicted_figures_where_nothing_was_run() -> None:
-    result = small_comparison({"mode": "predict", "fit_bytes": None, "best": None})
+    result = predicted_comparison()
     for point in plane(result).points:
         row = result.rows[point.row]
         assert (point.n_bytes, point.seconds) == (row.predicted_peak_bytes, row.predicted_step_s)
@@ -35,7 +42,7 @@ def test_predicted_figures_where_nothing_was_run() -> None:
 
 
 def test_a_limit_stands_beside_what_it_is_asked_of() -> None:
-    result = small_comparison({"mode": "predict"})
+    result = predicted_comparison({"fit_bytes": 270 * MIB})
     shown = plane(result)
     assert [p.n_bytes for p in shown.points] == [row.predicted_total_bytes for row in result.rows]
     assert (shown.memory, shown.limit_bytes) == ("memory needed, predicted", 270 * MIB)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-from comparisons import comparison, large_comparison, measured_row, mixed_comparison, small_comparison
+from comparisons import (
+    comparison,
+    large_comparison,
+    measured_row,
+    mixed_comparison,
+    predicted_comparison,
+    small_comparison,
+)
 from rich.cells import cell_len
 from rich.text import Text
 
@@ -18,7 +25,7 @@ RESULTS = {
     "large": large_comparison(),
     "72 rows": large_comparison(3),
     "failures": mixed_comparison(),
-    "predicted": small_comparison({"mode": "predict"}),
+    "predicted": predicted_comparison(),
     "one": comparison([measured_row("none", "fp32")]),
 }
 

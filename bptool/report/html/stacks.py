@@ -63,7 +63,7 @@ def stacked_bars(shown: Stacks) -> Element:
         keys.append(element("span", None, key, limit[1]))
     read_out = element("p", {"class": "pointed-at", "data-hint": shown.hint}, shown.hint)
     group = element("div", {"role": "group", "aria-label": shown.description}, *rows)
-    return element("figure", {"class": "figure stacks"}, styled("div", "legend", *keys), read_out, group)
+    return element("figure", {"class": "figure stacks"}, styled("div", "legend", *keys), group, read_out)
 
 
 def _row(one: Stack, scale: float, limit: float | None) -> Element:
