@@ -171,7 +171,10 @@ def test_predicted_figures_where_nothing_was_run(tmp_path: Path) -> None:
 def test_written_again_it_replaces_what_was_there(tmp_path: Path) -> None:
     first, second = measured_row("none", "fp32"), measured_row("none", "fp32").model_copy(update={"final_loss": 9.0})
     for row in (first, second):
+        for file in tmp_path.glob("*/events*"):  # as if it had been written in an earlier second
+            file.rename(file.with_name("events.out.tfevents.0000000001.host.1.0"))
         write_rows(tmp_path, comparison([row]))
+    assert len(list(tmp_path.glob("*/events*"))) == 2
     assert [event.value for event in read(tmp_path / "01-none-fp32").Scalars("train/loss")] == [9.0]
 
 
