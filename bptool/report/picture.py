@@ -29,7 +29,7 @@ def picture(timeline: Timeline, *, width: int = 80, height: int = 14, colored: b
     ticks = byte_ticks(top, max(2, height // 3))
     margin = max(len(tick.label) for tick in ticks) + 2
     columns = width - margin - 1
-    labels = {max(0, round(tick.n_bytes / top * height) - 1): tick.label for tick in ticks[1:]}
+    labels = {max(0, round(tick.value / top * height) - 1): tick.label for tick in ticks[1:]}
     stacks = [_eighths(timeline.points[i], top, height) for i in _fullest(timeline, columns)]
     lines = [Text(" " * (margin + 1) + _peak_line(timeline, columns))]
     for row in reversed(range(height)):

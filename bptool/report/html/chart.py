@@ -112,8 +112,8 @@ def stacked_area(chart: StackedArea) -> Element:
     top = max(*chart.totals, chart.limit.n_bytes if chart.limit else 0, 1) * _HEADROOM
     y_axis, lines = styled("div", "y-axis"), []
     for tick in byte_ticks(top, 6):
-        y_axis.append(element("span", {"style": f"bottom:{100 * tick.n_bytes / top:.3f}%"}, tick.label))
-        lines.append(_line("gridline", f"M0 {_y(tick.n_bytes, top)}H{_SIDE}"))
+        y_axis.append(element("span", {"style": f"bottom:{100 * tick.value / top:.3f}%"}, tick.label))
+        lines.append(_line("gridline", f"M0 {_y(tick.value, top)}H{_SIDE}"))
     areas = list(_areas(chart, top))
     view = {"viewBox": f"0 0 {_SIDE} {_SIDE}", "preserveAspectRatio": "none"}
     drawing = element(

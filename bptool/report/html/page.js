@@ -1,6 +1,6 @@
 "use strict";
 // What a page does beyond what HTML does by itself: charts are read out under a pointer or by keys, icicles widen
-// what is clicked, trees unfold at once. Without this script a page shows the same figures for each chart's marked instant.
+// what is clicked, trees unfold at once, tables are put in order. Without this script a page shows the same figures for each chart's marked instant.
 
 // A number to so many decimals; of two that are equally near, the even one, as Python does.
 function rounded(value, decimals) {
@@ -200,13 +200,37 @@ function zoomable(icicle) {
 
 function readable(plot) {
   const words = plot.querySelector(".pointed-at");
-  for (const dot of plot.querySelectorAll(".dot")) {
+  for (const dot of plot.querySelectorAll(".dot, .stack")) {
     for (const name of ["pointerenter", "focus"]) dot.addEventListener(name, () => { words.textContent = dot.ariaLabel; });
     for (const name of ["pointerleave", "blur"]) dot.addEventListener(name, () => { words.textContent = words.dataset.hint; });
   }
 }
 
+// A click on a column's head puts the rows in its order, a second one in the other; cells without a key come last.
+function sortable(table) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  const rows = [...body.rows];
+
+  function sort(column) {
+    const up = heads[column].ariaSort !== "ascending", keys = new Map(rows.map((row) => [row, row.cells[column].dataset.key]));
+    const known = rows.filter((row) => keys.get(row) !== undefined);
+    const numbers = known.every((row) => !Number.isNaN(Number(keys.get(row))));
+    const compare = (a, b) => numbers ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true });
+    known.sort((a, b) => (up ? 1 : -1) * compare(keys.get(a), keys.get(b)));
+    body.append(...known, ...rows.filter((row) => keys.get(row) === undefined));
+    for (const head of heads) head.removeAttribute("aria-sort");
+    heads[column].ariaSort = up ? "ascending" : "descending";
+  }
+
+  heads.forEach((head, i) => {
+    const button = head.querySelector("button");
+    button.disabled = false;
+    button.addEventListener("click", () => { sort(i); });
+  });
+}
+
 document.querySelectorAll("figure.chart").forEach(liven);
 document.querySelectorAll("figure.icicle").forEach(zoomable);
-document.querySelectorAll("figure.roofline").forEach(readable);
+document.querySelectorAll("figure.roofline, figure.scatter, figure.stacks").forEach(readable);
+document.querySelectorAll("table.sortable").forEach(sortable);
 document.querySelectorAll(".tree").forEach(foldable);
