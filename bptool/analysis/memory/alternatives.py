@@ -96,9 +96,9 @@ def _switches(config: Config) -> Iterator[Alternative]:
     """One change each."""
     micro, count = config.training.micro_batch_size, config.training.gradient_accumulation_steps
     yield from _lossless(config)
-    for policy in ({"activation_checkpoint.policy": "every_k"}, {"activation_checkpoint.policy": "full"}):
-        if config.activation_checkpoint.policy != policy["activation_checkpoint.policy"]:
-            yield Alternative(dict(policy))
+    for policy in ("save_matmuls", "every_k", "full"):
+        if config.activation_checkpoint.policy != policy:
+            yield Alternative({"activation_checkpoint.policy": policy})
     if micro % 2 == 0 and not config.run.workload:
         yield Alternative({"training.micro_batch_size": micro // 2, "training.gradient_accumulation_steps": count * 2})
     for mode in ("bf16-mixed", "bf16"):
@@ -145,7 +145,9 @@ def _combinations(config: Config) -> Iterator[Alternative]:
 def _policies(config: Config) -> Iterator[Changes]:
     yield {}
     if config.activation_checkpoint.policy == "none":
+        yield {"activation_checkpoint.policy": "save_matmuls"}
         yield {"activation_checkpoint.policy": "every_k", "activation_checkpoint.every": 2}
+        yield {"activation_checkpoint.policy": "save_attention"}
     if config.activation_checkpoint.policy != "full":
         yield {"activation_checkpoint.policy": "full"}
 
