@@ -124,31 +124,34 @@ def write_text(model: Transformer, tokenizer: Tokenizer, config: Config, *, seed
 
 
 def _user_material(config: Config, device: torch.device, code: CodeTarget) -> Material:
-    workload, seed = load_workload(code), config.run.seed
-
-    def batch(*purpose: int | str) -> Batch:
-        generator = torch.Generator().manual_seed(derive_seed(seed, *purpose))
-        return _to(workload.batch(generator), device)
-
+    workload = load_workload(code)
+    source = GeneratedBatches(config, workload, device)
     count = -(-config.evaluation.sequences // config.training.micro_batch_size)
     return Material(
         workload=workload,
-        source=_Generated(batch, config.training.gradient_accumulation_steps),
-        held_out=[batch("held-out", index) for index in range(count)],
+        source=source,
+        held_out=[source.batch("held-out", index) for index in range(count)],
         fingerprint=str(code),
         description=f"batches of {code}",
     )
 
 
 @dataclass(frozen=True)
-class _Generated:
-    """Micro-batches that the user's code makes, each from a generator of its own."""
+class GeneratedBatches:
+    """Micro-batches of a workload's own making, each from a generator of its own."""
 
-    batch: Callable[..., Batch]
-    count: int
+    config: Config
+    workload: Workload
+    device: torch.device
 
     def micro_batches(self, step: int) -> list[Batch]:
-        return [self.batch("batch", step, index) for index in range(self.count)]
+        """The micro-batches of step `step`, counted from 0."""
+        return [self.batch("batch", step, index) for index in range(self.config.training.gradient_accumulation_steps)]
+
+    def batch(self, *purpose: int | str) -> Batch:
+        """The one that is for `purpose`, on the device."""
+        generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, *purpose))
+        return _to(self.workload.batch(generator), self.device)
 
 
 @dataclass(frozen=True)

@@ -93,17 +93,17 @@ def memory_errors(question: Question, prediction: PeakPrediction | None) -> Iter
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         lack = out_of_memory(question, prediction)
         reason = str(error).strip().splitlines()[0] if str(error) else "no more of it"
         raise OutOfMemory(f"memory ran out ({reason}); {lack.message}", lack.remedy) from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch's CPU allocator has no exception type of its own."""
-    cpu = "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or cpu
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; PyTorch has a type of its own for that in CUDA's allocator alone."""
+    words = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _lack(question: Question, predicted: str) -> OutOfMemory:
