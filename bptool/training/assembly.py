@@ -48,7 +48,7 @@ def build_step(config: Config, workload: Workload, device: torch.device, announc
     return TrainStep(
         model=model,
         workload=workload,
-        optimizers=build_optimizers(model, blocks, config.optimizer),
+        optimizers=build_optimizers(model, blocks, config.optimizer, config.precision.bf16_update),
         precision=precision,
         learning_rate=rate,
         clip_norm=config.training.clip_norm,

@@ -7,7 +7,7 @@ chunk; and those of `saved_tensors`: b, s, h, a, k, d, f, V.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -77,6 +77,7 @@ COVERED: dict[str, Any] = {
     "model.attention": ("sdpa", "eager"),
     "training.loss": ("fused", "plain"),
     "optimizer.name": ("gradient-descent", "sgd", "adam", "adamw", "muon", "adafactor"),
+    "precision.bf16_update": ("nearest", "stochastic", "master"),
     "precision.mode": ("fp32", "tf32", "bf16-mixed", "bf16", "fp16-mixed"),
     "activation_checkpoint.policy": ("none", "full", "every_k"),
 }
@@ -139,6 +140,17 @@ def gradients(parameters: Sequence[Parameter]) -> Term:
 
 
 def optimizer_state(config: Config, parameters: Sequence[Parameter], device: Device = "cpu") -> Term:
+    """What the update rule remembers, and the float32 copies of bf16 weights, should it have some."""
+    copied = [p for p in parameters if p.each == 2] if config.precision.bf16_update == "master" else []
+    if not copied:
+        return _rule_state(config, parameters, device)
+    wide = [replace(p, each=4) if p.each == 2 else p for p in parameters]
+    rule = _rule_state(config, wide, device)
+    source = f"{rule.source}; float32 copies of the weights, and the state in float32 ({ZERO})"
+    return Term(rule.name, _each_parameter("P", [replace(p, each=4) for p in copied]) + rule.size, source)
+
+
+def _rule_state(config: Config, parameters: Sequence[Parameter], device: Device) -> Term:
     """What the update rule remembers, in the parameters' format, and a step counter of 4 bytes for each tensor.
 
     A GPU holds the counters of fused kernels alone; the others' stay in host memory (`_init_group` of
