@@ -262,7 +262,7 @@ class TestSmallUpdates:
 
     @pytest.mark.parametrize("update", ["stochastic", "master"])
     def test_the_others_learn(self, update: str) -> None:
-        """theta <- (1 - 2^-11) theta: 0.6136 after 1000 steps, within bf16's step, as the gradient is of bf16 weights."""
+        """theta <- (1 - 2^-11) theta: 0.6136 after 1000 steps, within a step of bf16, as the gradient is of bf16."""
         weight, losses = self.run(update)
         assert weight.float().mean().item() == pytest.approx((1 - 2.0**-11) ** 1000, abs=2**-8)
         assert losses[-1] < 0.4 * losses[0]

@@ -16,7 +16,7 @@ from bptool.analysis.closed_forms.saved_tensors import Device, layout
 from bptool.config.keys import dotted, fields
 from bptool.config.schema import Config, ModelSettings
 from bptool.model.loss import chunk_tokens
-from bptool.training.activation_checkpoint import recomputed_blocks
+from bptool.training.activation_checkpoint import keeps_casts
 from bptool.training.optimizers import implementation_flags
 
 KORTHIKANTI = 'Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models"'
@@ -256,14 +256,11 @@ def loss_operands(config: Config) -> Term:
 def autocast_cache(config: Config, blocks: int) -> Term:
     """16-bit copies that only autocast holds, until its end, after the forward of so many blocks.
 
-    A bias's, which no backward reads, and all of a recomputed block, whose backward makes its own.
+    Of biases, which no backward reads; where blocks are recomputed there is no cache.
     """
-    model = config.model
-    recomputed = sum(i < blocks for i in recomputed_blocks(model.n_layers, config.activation_checkpoint))
-    biases = sum(prod(shape) for shape in _matrices(model) if len(shape) == 1)
-    linear = sum(prod(shape) for shape in _matrices(model) if len(shape) == 2)
-    sizes = [amount(2, blocks=recomputed, W=linear), amount(2, blocks=blocks, biases=biases)]
-    used = [size for size in sizes if size.n_bytes] if layout(config).mixed else []
+    biases = sum(prod(shape) for shape in _matrices(config.model) if len(shape) == 1)
+    cached = biases and layout(config).mixed and keeps_casts(config.activation_checkpoint)
+    used = [amount(2, blocks=blocks, biases=biases)] if cached else []
     return Term("autocast's cache", total(used), "autocast keeps 16-bit copies of parameters until the forward ends")
 
 
