@@ -19,6 +19,9 @@ EAGER = {"model.attention": "eager"}
 PLAIN = {"training.loss": "plain"}
 GPT = {"model.norm": "layernorm", "model.position": "learned", "model.activation": "gelu", "model.bias": True}
 BF16, MIXED, FP16 = ({"precision.mode": mode} for mode in ("bf16", "bf16-mixed", "fp16-mixed"))
+STOCHASTIC, MASTER = (BF16 | {"precision.bf16_update": update} for update in ("stochastic", "master"))
+BRIEF = {"training.micro_batch_size": 1, "model.context_length": 4}
+"""So few tokens that the peak is the optimizer's."""
 FULL = {"activation_checkpoint.policy": "full"}
 EVERY_2 = {"activation_checkpoint.policy": "every_k", "activation_checkpoint.every": 2}
 DROPOUT = {"model.dropout": 0.1}
@@ -53,6 +56,10 @@ FAST: list[dict[str, Any]] = [
     MIXED | GPT,
     FP16 | PLAIN,
     BF16 | EAGER | optimizer("adafactor"),
+    STOCHASTIC | BRIEF,
+    STOCHASTIC | optimizer("muon"),
+    MASTER,
+    MASTER | optimizer("sgd", "loop") | BRIEF,
 ]
 SLOW: list[dict[str, Any]] = [
     # sizes
@@ -95,6 +102,16 @@ SLOW: list[dict[str, Any]] = [
     BF16 | EAGER | DROPOUT | PLAIN,
     BF16 | optimizer("muon"),
     BF16 | LARGE_VOCABULARY,
+    STOCHASTIC | DEEP | FULL | accumulated(2),
+    STOCHASTIC | optimizer("gradient-descent") | BRIEF,
+    STOCHASTIC | optimizer("sgd", "loop") | BRIEF,
+    STOCHASTIC | optimizer("adamw", "loop") | BRIEF,
+    STOCHASTIC | optimizer("adafactor", "loop") | BRIEF,
+    MASTER | DEEP | FULL | accumulated(2),
+    MASTER | optimizer("gradient-descent") | BRIEF,
+    MASTER | optimizer("adam", "foreach") | BRIEF,
+    MASTER | optimizer("muon") | BRIEF,
+    MASTER | optimizer("adafactor", "foreach") | BRIEF,
     MIXED,
     MIXED | DEEP,
     MIXED | WIDE | accumulated(2),

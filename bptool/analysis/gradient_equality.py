@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bptool.analysis.activation_budget import settled
 from bptool.analysis.machine import THIS_CPU
-from bptool.config.overrides import override
+from bptool.config.overrides import of_mode, override
 from bptool.config.schema import Config
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
@@ -24,7 +24,7 @@ def changed_by_recomputation(config: Config, workload: Workload) -> list[str]:
     is a block that cannot be repeated: it draws numbers from elsewhere than PyTorch, counts its calls, or keeps
     statistics of its inputs (a batch norm), which a recomputation takes once more.
     """
-    plain = override(config, {"precision.mode": "fp32", "training.device": "cpu", "training.compile": False})
+    plain = override(config, of_mode("fp32") | {"training.device": "cpu", "training.compile": False})
     without = _left_by(override(plain, {"activation_checkpoint.policy": "none"}), workload)
     chosen, workload, _ = settled(plain, workload, THIS_CPU)
     recomputed = _left_by(chosen, workload)

@@ -43,6 +43,11 @@ def override(config: Config, changes: Mapping[str, object]) -> Config:
     return Config.model_validate(nest({**dotted(config), **changes}))
 
 
+def of_mode(mode: str) -> dict[str, object]:
+    """The changes to another `precision.mode`, whose weights may be such that no `bf16_update` but the usual is."""
+    return {"precision.mode": mode, "precision.bf16_update": "nearest"}
+
+
 def _malformed(text: str) -> str:
     key, equals, _ = text.partition("=")
     if not equals:

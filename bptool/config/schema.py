@@ -31,6 +31,8 @@ __all__ = ["AUTO", "Config", "ConflictError", "MlaSettings", "ModelSettings", "M
 PYTHON_STDLIB = "python-stdlib"
 BYTES, BPE = "bytes", "bpe"
 
+Bf16Update = Literal["nearest", "stochastic", "master"]
+
 
 class RunSettings(Section):
     """`[run]`: the run's name, place and seed."""
@@ -129,6 +131,20 @@ class PrecisionSettings(Section):
 
     mode: Literal["fp32", "tf32", "bf16-mixed", "bf16", "fp16-mixed"] = "fp32"
     """`-mixed`: fp32 weights, cast per operation (autocast; fp16 with loss scaling); `bf16`: bf16 throughout."""
+    bf16_update: Bf16Update = "nearest"
+    """bf16: how an update gets into the weights. `nearest`: rounded, so one of less than half a bf16 step is lost;
+    `stochastic`: made in fp32 and rounded up or down at random, right on average; `master`: the optimizer owns fp32
+    weights and state, and bf16 weights are rounded from them."""
+
+    @model_validator(mode="after")
+    def _only_bf16_is_rounded(self) -> Self:
+        if self.bf16_update != "nearest" and self.mode != "bf16":
+            raise ConflictError(
+                f"precision.bf16_update = '{self.bf16_update}' is for weights of bf16, and precision.mode ="
+                f" '{self.mode}' has them in fp32",
+                *("precision.bf16_update", "precision.mode"),
+            )
+        return self
 
 
 class ActivationCheckpointSettings(Section):

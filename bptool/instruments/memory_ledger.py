@@ -182,7 +182,7 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         if isinstance(result, Tensor):
             if id(result.untyped_storage()) not in self._indices:
                 self._note(result, _name(func), self._place(args))
-            if func is _ADD and self._asked == id(args[1]) and _may_be_added_to(args[0]):
+            if func is _ADD and self._asked == id(args[1]) and self._adds_gradients() and _may_be_added_to(args[0]):
                 self._sum = (id(args[0].untyped_storage()), id(result.untyped_storage()))
         elif isinstance(result, list | tuple):
             self._note_results(result, func, args)
@@ -267,6 +267,10 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         if self._sum is not None and self._sum[0] == key and self._take_over(index, self._sum[1]):
             return
         self._free(index)
+
+    def _adds_gradients(self) -> bool:
+        """Whether it can be autograd that adds; an update rule asks for devices too, and adds what it likes."""
+        return self._phases[-1:] != ["optimizer"]
 
     def _take_over(self, index: int, key: int) -> bool:
         """Whether the storage of the sum, `key`, is that of its first term, `index`, which is let go of.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bptool.config.schema import ModelSettings
 from bptool.hardware import acts_as_cuda
+from bptool.model.autocast import cast_once
 from bptool.model.loss import softcapped
 from bptool.model.normalization import make_inner_norm
 from bptool.model.position import Rotation, rotate, yarn_score_factor
@@ -49,8 +50,8 @@ class Attention(nn.Module):
             mask_TS: added to the scores; None: each token attends to itself and to all before it.
         """
         q_BHTQ, k_BKSQ, v_BKSQ = (
-            project(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
+            project(input_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project, input_BTD in zip((self.query, self.key, self.value), cast_once(x_BTD, 3), strict=True)
         )
         if self.query_norm is not None and self.key_norm is not None:
             q_BHTQ, k_BKSQ = self.query_norm(q_BHTQ), self.key_norm(k_BKSQ)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bptool.config.schema import ModelSettings
+from bptool.model.autocast import cast_once
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -38,7 +39,8 @@ class FeedForward(nn.Module):
         if self.gate is None:
             inner_BTF = self.activation(self.up(x_BTD))
         else:
-            inner_BTF = self.activation(self.gate(x_BTD)) * self.up(x_BTD)
+            gate_BTD, up_BTD = cast_once(x_BTD, 2)
+            inner_BTF = self.activation(self.gate(gate_BTD)) * self.up(up_BTD)
         y_BTD: Tensor = self.down(inner_BTF)
         return y_BTD
 

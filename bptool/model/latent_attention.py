@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bptool.config.schema import ModelSettings
 from bptool.model.attention import attend_as
+from bptool.model.autocast import cast_once
 from bptool.model.normalization import make_inner_norm
 from bptool.model.position import Rotation, rotate_interleaved
 
@@ -45,8 +46,9 @@ class LatentAttention(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, mask_TS: Tensor | None = None) -> Tensor:
         """[B, T, D] to [B, T, D]; the arguments are those of `Attention`."""
         mla = self.mla
-        q_BHTN, q_BHTR = self._heads(self._queries(x_BTD)).split([mla.nope_dim, mla.rope_dim], dim=-1)
-        latent_BSL, k_BSR = self.key_value_down(x_BTD).split([mla.kv_rank, mla.rope_dim], dim=-1)
+        query_BTD, key_value_BSD = cast_once(x_BTD, 2)
+        q_BHTN, q_BHTR = self._heads(self._queries(query_BTD)).split([mla.nope_dim, mla.rope_dim], dim=-1)
+        latent_BSL, k_BSR = self.key_value_down(key_value_BSD).split([mla.kv_rank, mla.rope_dim], dim=-1)
         key_value_BHS = self._heads(self.key_value_up(self.key_value_latent_norm(latent_BSL)))
         k_BHSN, v_BHSV = key_value_BHS.split([mla.nope_dim, mla.value_dim], dim=-1)
         k_B1SR = k_BSR[:, None]

@@ -69,6 +69,15 @@ def recomputed_blocks(n_blocks: int, settings: ActivationCheckpointSettings) -> 
     return [index for index, policy in enumerate(block_policies(n_blocks, settings)) if policy == "full"]
 
 
+def keeps_casts(settings: ActivationCheckpointSettings) -> bool:
+    """Whether autocast is to keep its 16-bit copies of weights until the forward ends.
+
+    The backward needs them anyway where nothing is recomputed, and a weight that is used twice is then cast once. A
+    recomputation makes its own, and those of the forward would be kept for nothing; what is offloaded would stay.
+    """
+    return settings.policy == "none"
+
+
 def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, announcer: Announcer) -> None:
     """Make the chosen blocks recompute, and announce each recomputation as a phase.
 

@@ -32,7 +32,8 @@ def build_step(config: Config, workload: Workload, device: torch.device, announc
         DeviceError: the device, or the compiler that `training.compile` needs, cannot do this.
         ConfigError: the optimizer cannot do this.
     """
-    precision = Precision(config.precision, device)
+    keeps_casts = activation_checkpoint.keeps_casts(config.activation_checkpoint)
+    precision = Precision(config.precision, device, keeps_casts=keeps_casts)
     torch.manual_seed(derive_seed(config.run.seed, "weights"))
     model = build_model(workload, device, precision.parameter_dtype)
     blocks = workload.blocks(model)
@@ -48,7 +49,7 @@ def build_step(config: Config, workload: Workload, device: torch.device, announc
     return TrainStep(
         model=model,
         workload=workload,
-        optimizers=build_optimizers(model, blocks, config.optimizer),
+        optimizers=build_optimizers(model, blocks, config.optimizer, config.precision.bf16_update),
         precision=precision,
         learning_rate=rate,
         clip_norm=config.training.clip_norm,

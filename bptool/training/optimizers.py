@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, Optimizer
 
-from bptool.config.schema import OptimizerSettings
+from bptool.config.schema import Bf16Update, OptimizerSettings
 from bptool.errors import ConfigError, ResumeError
+from bptool.hardware import acts_as_cuda
+from bptool.training.rounding import MASTER, MasterUpdate, StochasticUpdate, WideUpdate
 
 _IMPLEMENTATIONS = {  # the fastest first: `auto` takes it
     "gradient-descent": ("loop",),
@@ -79,7 +81,7 @@ class Optimizers:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state()` gave.
+        """Take over what `state()` gave; master copies only where there are to be some.
 
         Raises:
             ResumeError: the state is of a parameter that this model has not.
@@ -90,35 +92,68 @@ class Optimizers:
             if parameter_name not in owners:
                 raise ResumeError(f"the optimizer's state is of a parameter that this model has not: {parameter_name}")
             optimizer, parameter = owners[parameter_name]
-            optimizer.state[parameter][key] = _placed(key, value, parameter, optimizer)
+            if key != MASTER or isinstance(optimizer, MasterUpdate):
+                optimizer.state[parameter][key] = _placed(key, value, parameter, optimizer)
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
 
-def build_optimizers(model: nn.Module, blocks: Iterable[nn.Module], settings: OptimizerSettings) -> Optimizers:
+def build_optimizers(
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    settings: OptimizerSettings,
+    bf16_update: Bf16Update = "nearest",
+) -> Optimizers:
     """The optimizers that `settings` asks for, over the model's trainable parameters.
 
     Matrices (two dimensions or more) are decayed, vectors are not. Muon takes the two-dimensional weights inside
     `blocks`, as its authors do (embeddings and the output projection are not hidden layers), and AdamW the rest: also
-    stacks of matrices, such as experts', as PyTorch's Muon takes them one by one alone.
+    stacks of matrices, such as experts', as PyTorch's Muon takes them one by one alone. How an update is rounded into
+    parameters of bf16 is `bf16_update`'s to say; it changes nothing for others.
 
     Raises:
-        ConfigError: this optimizer has no such implementation, or there is nothing to train.
+        ConfigError: this optimizer has no such implementation (here), or there is nothing to train.
     """
     names = {p: name for name, p in model.named_parameters() if p.requires_grad}
     if not names:
         raise ConfigError("model", ["no parameter requires a gradient, so there is nothing to train"])
+    if bf16_update == "nearest":
+        return Optimizers(_rules(list(names), blocks, _without_broken_kernel(settings, names)), names)
+    rules = _rules(list(names), blocks, settings)
+    return Optimizers([_WIDE_UPDATES[bf16_update](rule) for rule in rules], names)
+
+
+_WIDE_UPDATES: dict[Bf16Update, type[WideUpdate]] = {"stochastic": StochasticUpdate, "master": MasterUpdate}
+
+
+def _rules(parameters: list[nn.Parameter], blocks: Iterable[nn.Module], settings: OptimizerSettings) -> list[Optimizer]:
     flags = implementation_flags(settings)
-    parameters = list(names)
     if settings.name != "muon":
-        return Optimizers([_single(settings, parameters, flags)], names)
+        return [_single(settings, parameters, flags)]
     hidden = {p for block in blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}
     matrices = [p for p in parameters if p in hidden]
     rest = [p for p in parameters if p not in hidden]
     optimizers = [_muon(settings, matrices)] if matrices else []
-    optimizers += [_adamw(settings, rest, flags)] if rest else []
-    return Optimizers(optimizers, names)
+    return [*optimizers, *([_adamw(settings, rest, flags)] if rest else [])]
+
+
+def _without_broken_kernel(settings: OptimizerSettings, parameters: Iterable[Tensor]) -> OptimizerSettings:
+    """For 16-bit weights on a CPU, not PyTorch's fused SGD.
+
+    Its vectorised part never stores the weights, and reads its 16-bit momentum as float32, beyond the buffer's end
+    (FusedSGDKernel.cpp, `sgd_math`, in PyTorch 2.11 to 2.13).
+    """
+    broken = any(p.dtype.itemsize == 2 and p.device.type == "cpu" and not acts_as_cuda(p) for p in parameters)
+    if settings.name != "sgd" or not broken or settings.implementation not in ("auto", "fused"):
+        return settings
+    if settings.implementation == "fused":
+        raise ConfigError(
+            "optimizer",
+            ["implementation = 'fused': PyTorch's fused sgd does not update 16-bit weights on a CPU"],
+            "set optimizer.implementation=auto, or precision.bf16_update=stochastic",
+        )
+    return settings.model_copy(update={"implementation": "foreach"})
 
 
 def _states(optimizer: Optimizer) -> Iterable[tuple[nn.Parameter, dict[str, Tensor]]]:
@@ -129,7 +164,8 @@ def _states(optimizer: Optimizer) -> Iterable[tuple[nn.Parameter, dict[str, Tens
 def _placed(key: str, value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor:
     """A state tensor where and as the optimizer would have made it: like its parameter, but for the step counter."""
     if key != "step":
-        return value.to(parameter.device, parameter.dtype)
+        dtype = optimizer.state_dtype(parameter) if isinstance(optimizer, WideUpdate) else parameter.dtype
+        return value.to(parameter.device, dtype)
     return value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
 
 

@@ -43,6 +43,9 @@ class LossScale:
 class Precision:
     """The formats of one run on one kind of device.
 
+    Args:
+        keeps_casts: whether autocast keeps its 16-bit copies of weights until the forward ends.
+
     Attributes:
         parameter_dtype: what the weights, their gradients and the optimizer's state are held in.
         loss_scale: fp16's, or None.
@@ -51,7 +54,7 @@ class Precision:
         DeviceError: the device cannot do what was asked.
     """
 
-    def __init__(self, settings: PrecisionSettings, device: torch.device) -> None:
+    def __init__(self, settings: PrecisionSettings, device: torch.device, *, keeps_casts: bool = True) -> None:
         if settings.mode == "tf32" and device.type != "cuda":
             raise DeviceError(
                 f"precision.mode = 'tf32' needs a CUDA device; this run's is '{device.type}'",
@@ -61,10 +64,11 @@ class Precision:
         self.parameter_dtype = torch.bfloat16 if settings.mode == "bf16" else torch.float32
         self.loss_scale = LossScale() if settings.mode == "fp16-mixed" else None
         self._device_type = device.type
+        self._keeps_casts = keeps_casts
         # Global in PyTorch: said for every mode, so that no earlier run's choice leaks into this one.
         torch.set_float32_matmul_precision("high" if settings.mode == "tf32" else "highest")
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward."""
         dtype = _AUTOCAST.get(self.mode)
-        return torch.autocast(self._device_type, dtype) if dtype else nullcontext()
+        return torch.autocast(self._device_type, dtype, cache_enabled=self._keeps_casts) if dtype else nullcontext()

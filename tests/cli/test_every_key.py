@@ -151,6 +151,7 @@ CASES = {
     "schedule.final_lr_fraction": Case("0.5", "learning rates"),
     "schedule.decay_fraction": Case("0.5", "learning rates", ("schedule.name=wsd",)),
     "precision.mode": Case("bf16", "weights"),
+    "precision.bf16_update": Case("stochastic", "weights", ("precision.mode=bf16",)),
     "activation_checkpoint.policy": Case("full", "predicted memory", ("model.n_layers=3",)),
     "activation_checkpoint.every": Case(
         "3", "predicted memory", ("model.n_layers=4", "activation_checkpoint.policy=every_k")

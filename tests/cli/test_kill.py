@@ -95,6 +95,22 @@ def test_killed_at_the_last_moment(unbroken: Path, tmp_path: Path, text: Path) -
     assert_equal_runs(run_folder, unbroken)
 
 
+@pytest.mark.parametrize("update", ["stochastic", "master"])
+def test_killed_with_bf16_weights(update: str, tmp_path: Path, text: Path) -> None:
+    """What is rounded at random, or kept beside the weights, goes on too."""
+    command = [*arguments(text), "precision.mode=bf16", f"precision.bf16_update={update}"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    done = run(*command, folder=whole)
+    assert done.code == 0, done.err
+    run_folder = broken / "runs" / "killed"
+    assert killed_when(start(*command, folder=broken), lambda: steps_logged(run_folder) >= STEPS // 2)
+    done = run("train", "--resume", "killed", folder=broken)
+    assert done.code == 0, done.err
+    assert_equal_runs(run_folder, whole / "runs" / "killed")
+
+
 def assert_equal_runs(run_folder: Path, unbroken: Path) -> None:
     assert weights(run_folder) == weights(unbroken)
     assert [step for step, _ in curve(run_folder, "train/loss")] == list(range(1, STEPS + 1))

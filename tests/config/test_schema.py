@@ -17,6 +17,14 @@ def conflict_keys(error: ValidationError) -> set[str]:
     return {key for cause in causes if isinstance(cause, ConflictError) for key in cause.keys}
 
 
+@pytest.mark.parametrize("mode", ["fp32", "tf32", "bf16-mixed", "fp16-mixed"])
+@pytest.mark.parametrize("update", ["stochastic", "master"])
+def test_only_bf16_weights_are_rounded(mode: str, update: str) -> None:
+    with pytest.raises(ValidationError, match=f"bf16_update = '{update}' is for weights of bf16") as caught:
+        Config.model_validate({"precision": {"mode": mode, "bf16_update": update}})
+    assert conflict_keys(caught.value) == {"precision.bf16_update", "precision.mode"}
+
+
 def test_auto_is_replaced_by_numbers() -> None:
     model = ModelSettings(d_model=384, n_heads=6)
     assert (model.n_kv_heads, model.head_dim) == (6, 64)

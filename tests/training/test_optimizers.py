@@ -286,6 +286,31 @@ def test_a_state_suits_every_implementation(first: Any, second: Any) -> None:
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(("name", "implementation"), [*CASES, ("sgd", "auto")])
+def test_bf16_weights_follow_the_update_too(name: Any, implementation: Any) -> None:
+    """Of float32, from the same weights and with the same gradients, within a few of bf16's roundings."""
+    if (name, implementation) == ("sgd", "fused"):
+        pytest.skip("refused, see below")
+    model, exact = net().bfloat16(), net().bfloat16().float()
+    ours = optimizers_of(model, OptimizerSettings(name=name, implementation=implementation))
+    expected = optimizers_of(exact, OptimizerSettings(name=name, implementation="loop"))
+    before = copies(exact.state_dict())
+    for step in range(3):
+        for one, optimizers in ((model, ours), (exact, expected)):
+            for key, parameter in one.named_parameters():
+                parameter.grad = gradient(key, parameter, step).bfloat16().to(parameter.dtype)
+            optimizers.set_learning_rate(RATES[step])
+            optimizers.step()
+    for key, value in exact.state_dict().items():
+        moved = (value - before[key]).norm()
+        assert (model.state_dict()[key].float() - value).norm() < 0.1 * moved + 2**-7 * value.norm(), key
+
+
+def test_torchs_fused_sgd_of_bf16_weights_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match="fused sgd does not update 16-bit weights on a CPU"):
+        optimizers_of(net().bfloat16(), OptimizerSettings(name="sgd", implementation="fused"))
+
+
 def test_a_state_is_named_after_its_parameters() -> None:
     model = net()
     optimizers = optimizers_of(model, OptimizerSettings(name="muon"))

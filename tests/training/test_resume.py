@@ -45,6 +45,7 @@ FREE = FREE_IN_MODEL | {
     "optimizer.nesterov",
     "optimizer.implementation",
     "precision.mode",
+    "precision.bf16_update",
     "activation_checkpoint.policy",
     "activation_checkpoint.every",
     "activation_checkpoint.budget",
@@ -72,6 +73,7 @@ BEFORE = parse_config(
         "model.rope.scaling": "llama3",
         "model.mla.nope_dim": 16,  # with it a latent fits the heads,
         "model.moe.n_active": 1,  # and with this an expert is enough
+        "precision.mode": "bf16",  # whose updates may be rounded otherwise
         "training.micro_batch_size": 8,
         "training.gradient_accumulation_steps": 1,
     },

@@ -101,7 +101,10 @@ def peak_shares(
             "the loss is at another of its products",
         ),
         Share(
-            "autocast's cache", _cache(config, moment), held["autocast's cache"], "some of the block's are not made yet"
+            "autocast's cache",
+            _cache(config, moment),
+            held["autocast's cache"],
+            "some of the block's are not made yet, or are there without a cache while they are multiplied",
         ),
         Share("rest", None, held["rest"], ""),
     ]

@@ -198,16 +198,14 @@ def _norm(sizes: Layout, module: str) -> Iterator[Saved]:
         yield Saved("output, the next layers' input", module, sizes.hidden(sizes.stream))
 
 
-def _cast(sizes: Layout, module: str, weight: Amount, *, with_input: bool = True) -> Iterator[Saved]:
-    """Autocast's copies for one linear layer: every layer has its own of the same input."""
+def _input_cast(sizes: Layout, module: str) -> Iterator[Saved]:
+    """Of the linear layers that read one input."""
     if sizes.mixed:
-        if with_input:
-            yield Saved(
-                "16-bit copy of the input",
-                module,
-                sizes.hidden(2),
-                "autocast copies the input for each linear layer anew",
-            )
+        yield Saved("16-bit copy of the input", module, sizes.hidden(2), "the stream is float32, the products are not")
+
+
+def _weight_cast(sizes: Layout, module: str, weight: Amount) -> Iterator[Saved]:
+    if sizes.mixed:
         yield Saved(WEIGHT_COPY, module, weight, "autocast's copies of the weights, for the backward")
 
 
@@ -215,15 +213,16 @@ def _attention(sizes: Layout) -> Iterator[Saved]:
     model = sizes.model
     queries = {"h": model.d_model, "a": model.n_heads, "d": model.head_dim}
     keys = {"h": model.d_model, "k": model.n_kv_heads, "d": model.head_dim}
+    yield from _input_cast(sizes, "attention")
     for name, weight in (("query", queries), ("key", keys), ("value", keys)):
-        yield from _cast(sizes, f"attention.{name}", amount(2, **weight))
+        yield from _weight_cast(sizes, f"attention.{name}", amount(2, **weight))
     if model.qk_norm:
         yield from _head_norms(sizes)
     if model.attention == "eager":
         yield from _eager_attention(sizes)
     else:
         yield from _unfused_attention(sizes) if model.dropout and not sizes.cuda else _fused_attention(sizes)
-    yield from _cast(sizes, "attention.output", amount(2, **queries), with_input=False)
+    yield from _weight_cast(sizes, "attention.output", amount(2, **queries))
     yield from _branch_dropout(sizes)
 
 
@@ -311,15 +310,17 @@ def _scale(sizes: Layout) -> Iterator[Saved]:
 def _feed_forward(sizes: Layout) -> Iterator[Saved]:
     model, c = sizes.model, sizes.product
     weight = amount(2, h=model.d_model, f=model.d_ff)
-    if model.activation == "swiglu":
-        yield from _cast(sizes, "feed_forward.gate", weight)
+    gated = model.activation == "swiglu"
+    yield from _input_cast(sizes, "feed_forward" if gated else "feed_forward.up")
+    if gated:
+        yield from _weight_cast(sizes, "feed_forward.gate", weight)
         yield Saved("gate, the input of SiLU", "feed_forward.gate", sizes.inner(c))
         yield Saved("SiLU's output", "feed_forward", sizes.inner(c))
-    yield from _cast(sizes, "feed_forward.up", weight)
+    yield from _weight_cast(sizes, "feed_forward.up", weight)
     if model.activation != "relu":
         yield Saved("up's output", "feed_forward.up", sizes.inner(c))
     yield Saved("input of down", "feed_forward", sizes.inner(c))
-    yield from _cast(sizes, "feed_forward.down", weight, with_input=False)
+    yield from _weight_cast(sizes, "feed_forward.down", weight)
     yield from _branch_dropout(sizes)
 
 

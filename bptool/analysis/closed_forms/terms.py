@@ -7,7 +7,7 @@ chunk; and those of `saved_tensors`: b, s, h, a, k, d, f, V.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,7 +16,7 @@ from bptool.analysis.closed_forms.saved_tensors import Device, layout
 from bptool.config.keys import dotted, fields
 from bptool.config.schema import Config, ModelSettings
 from bptool.model.loss import chunk_tokens
-from bptool.training.activation_checkpoint import recomputed_blocks
+from bptool.training.activation_checkpoint import keeps_casts
 from bptool.training.optimizers import implementation_flags
 
 KORTHIKANTI = 'Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models"'
@@ -77,6 +77,7 @@ COVERED: dict[str, Any] = {
     "model.attention": ("sdpa", "eager"),
     "training.loss": ("fused", "plain"),
     "optimizer.name": ("gradient-descent", "sgd", "adam", "adamw", "muon", "adafactor"),
+    "precision.bf16_update": ("nearest", "stochastic", "master"),
     "precision.mode": ("fp32", "tf32", "bf16-mixed", "bf16", "fp16-mixed"),
     "activation_checkpoint.policy": ("none", "full", "every_k"),
 }
@@ -139,6 +140,17 @@ def gradients(parameters: Sequence[Parameter]) -> Term:
 
 
 def optimizer_state(config: Config, parameters: Sequence[Parameter], device: Device = "cpu") -> Term:
+    """What the update rule remembers, and the float32 copies of bf16 weights, should it have some."""
+    copied = [p for p in parameters if p.each == 2] if config.precision.bf16_update == "master" else []
+    if not copied:
+        return _rule_state(config, parameters, device)
+    wide = [replace(p, each=4) if p.each == 2 else p for p in parameters]
+    rule = _rule_state(config, wide, device)
+    source = f"{rule.source}; float32 copies of the weights, and the state in float32 ({ZERO})"
+    return Term(rule.name, _each_parameter("P", [replace(p, each=4) for p in copied]) + rule.size, source)
+
+
+def _rule_state(config: Config, parameters: Sequence[Parameter], device: Device) -> Term:
     """What the update rule remembers, in the parameters' format, and a step counter of 4 bytes for each tensor.
 
     A GPU holds the counters of fused kernels alone; the others' stay in host memory (`_init_group` of
@@ -244,14 +256,11 @@ def loss_operands(config: Config) -> Term:
 def autocast_cache(config: Config, blocks: int) -> Term:
     """16-bit copies that only autocast holds, until its end, after the forward of so many blocks.
 
-    A bias's, which no backward reads, and all of a recomputed block, whose backward makes its own.
+    Of biases, which no backward reads; where blocks are recomputed there is no cache.
     """
-    model = config.model
-    recomputed = sum(i < blocks for i in recomputed_blocks(model.n_layers, config.activation_checkpoint))
-    biases = sum(prod(shape) for shape in _matrices(model) if len(shape) == 1)
-    linear = sum(prod(shape) for shape in _matrices(model) if len(shape) == 2)
-    sizes = [amount(2, blocks=recomputed, W=linear), amount(2, blocks=blocks, biases=biases)]
-    used = [size for size in sizes if size.n_bytes] if layout(config).mixed else []
+    biases = sum(prod(shape) for shape in _matrices(config.model) if len(shape) == 1)
+    cached = biases and layout(config).mixed and keeps_casts(config.activation_checkpoint)
+    used = [amount(2, blocks=blocks, biases=biases)] if cached else []
     return Term("autocast's cache", total(used), "autocast keeps 16-bit copies of parameters until the forward ends")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, gradients, random_state_kept
 from bptool.analysis.result import Record
+from bptool.config.overrides import of_mode
 from bptool.config.schema import Config
 from bptool.training.assembly import default_dtype
 from bptool.training.step import TrainStep
@@ -105,7 +106,7 @@ def check_precision(
 
 
 def _compared_with_float64(at_hand: ModelAtHand, mode: str) -> PrecisionCheck:
-    changes: dict[str, object] = {"precision.mode": mode, "training.compile": False}
+    changes = of_mode(mode) | {"training.compile": False}
     notes = []
     if at_hand.device.type != "cpu" and not at_hand.built_in:
         notes.append("a GPU draws other dropout masks in each format, so a model with dropout seems to lose more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bptool.analysis.memory.parameters import sum_of_parameters
 from bptool.analysis.memory.simulation import eager_on_cpu
@@ -24,7 +25,16 @@ def state_bytes(config: Config, workload: Workload) -> int:
     optimizer, precision = config.optimizer, eager_on_cpu(config).precision
     states = 0 if optimizer.name == "sgd" and optimizer.momentum == 0 else _STATE_TENSORS[optimizer.name]
     dtype = Precision(precision, torch.device("cpu")).parameter_dtype
-    return sum_of_parameters(workload, lambda p: p.nbytes * (2 + states if p.requires_grad else 1), dtype)
+    with_master = precision.bf16_update == "master"
+
+    def held(parameter: Tensor) -> int:
+        if not parameter.requires_grad:
+            return parameter.nbytes
+        copied = with_master and parameter.dtype == torch.bfloat16
+        state = 4 * (1 + states) * parameter.numel() if copied else states * parameter.nbytes
+        return 2 * parameter.nbytes + state
+
+    return sum_of_parameters(workload, held, dtype)
 
 
 def block_inputs_bytes(config: Config) -> int:

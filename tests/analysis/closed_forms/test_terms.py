@@ -78,9 +78,12 @@ def test_parameters_are_the_models_own(changes: dict[str, object], mode: str) ->
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("mode", ["fp32", "bf16"])
-def test_optimizer_state_is_what_torchs_optimizers_hold(name: str, mode: str) -> None:
-    config = small_config({**PLAIN_GPT, "optimizer.name": name, "precision.mode": mode})
+@pytest.mark.parametrize(
+    ("mode", "update"), [("fp32", "nearest"), ("bf16", "nearest"), ("bf16", "stochastic"), ("bf16", "master")]
+)
+def test_optimizer_state_is_what_torchs_optimizers_hold(name: str, mode: str, update: str) -> None:
+    precision = {"precision.mode": mode, "precision.bf16_update": update}
+    config = small_config({**PLAIN_GPT, "optimizer.name": name, **precision})
     step = transformer_step(config)
     run_steps(step, 1)
     held = sum(tensor.nbytes for tensor in step.optimizers.state().values())
@@ -115,6 +118,15 @@ def test_bytes_a_parameter_of_adamw(mode: str, expected: list[int]) -> None:
     config = parse_config({"precision.mode": mode, "optimizer.name": "adamw"}, "a test")
     found = [each for _, each in bytes_per_parameter(config, parameters_of(config))]
     assert found == pytest.approx(expected, rel=1e-3)  # and 4 bytes for each tensor
+
+
+@pytest.mark.parametrize(("update", "state"), [("nearest", 4), ("stochastic", 4), ("master", 12)])
+def test_bytes_a_parameter_of_adamw_in_bf16(update: str, state: int) -> None:
+    """ZeRO's recipe with a master copy: 2 + 2 + (4 + 4 + 4)."""
+    changes = {"precision.mode": "bf16", "precision.bf16_update": update, "optimizer.name": "adamw"}
+    config = parse_config(changes, "a test")
+    found = [each for _, each in bytes_per_parameter(config, parameters_of(config))]
+    assert found == pytest.approx([2, 2, state], rel=1e-3)
 
 
 class TestSeventyBillion:

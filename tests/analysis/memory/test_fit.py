@@ -66,6 +66,13 @@ class TestStateBytes:
         n_parameters = count_parameters(config.model).total
         assert state_bytes(config, transformer_workload(config)) == each * copies * n_parameters
 
+    @pytest.mark.parametrize(("update", "each"), [("nearest", 8), ("stochastic", 8), ("master", 16)])
+    def test_master_copies(self, update: str, each: int) -> None:
+        """ZeRO's 16 bytes a parameter: 2 + 2 + (4 + 4 + 4)."""
+        config = small_config({"precision.mode": "bf16", "precision.bf16_update": update})
+        n_parameters = count_parameters(config.model).total
+        assert state_bytes(config, transformer_workload(config)) == each * n_parameters
+
     def test_sgd_without_momentum_has_no_state(self) -> None:
         config = small_config({"optimizer.name": "sgd", "optimizer.momentum": 0.0})
         assert state_bytes(config, transformer_workload(config)) == 8 * count_parameters(config.model).total

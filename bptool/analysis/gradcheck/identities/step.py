@@ -19,6 +19,7 @@ from bptool.analysis.gradcheck.identities.identity import (
 )
 from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, gradients
 from bptool.config.block_plan import BLOCK_POLICIES
+from bptool.config.overrides import of_mode
 from bptool.training.activation_checkpoint import SUBLAYER_POLICIES, has_sublayers
 from bptool.training.instrument import Instrument, Phase
 
@@ -34,7 +35,7 @@ def activation_checkpointing(at_hand: ModelAtHand) -> Identity | str:
     Returns:
         The identity, or why it cannot be checked.
     """
-    plain = {"precision.mode": "fp32", "training.compile": False, "activation_checkpoint.policy": "none"}
+    plain = of_mode("fp32") | {"training.compile": False, "activation_checkpoint.policy": "none"}
     if at_hand.built_in:
         plain["model.dropout"] = at_hand.config.model.dropout or _DROPOUT
     without, again = _trained_gradient(at_hand.changed(plain)), _trained_gradient(at_hand.changed(plain))
@@ -92,7 +93,7 @@ def gradient_descent(at_hand: ModelAtHand) -> Identity:
     """`theta - lr grad`, to the bit: in the trainer's own step, with its own gradient."""
     changes: dict[str, object] = {"optimizer.name": "gradient-descent", "optimizer.implementation": "auto"}
     changes |= {
-        "precision.mode": "fp32",
+        **of_mode("fp32"),
         "training.compile": False,
         "schedule.name": "constant",
         "schedule.warmup_steps": 0,
