@@ -96,31 +96,28 @@ def _first_ok(rows: Sequence[CompareRow], otherwise: int) -> int:
 
 def _row(header: Header, index: int, label: str, found: _Found) -> CompareRow:
     status, reason = _status(header, found)
-    row = CompareRow(
-        settings=header.rows[index], label=label, status=status, reason=reason, notes=_notes(header, found)
-    )
+    row = CompareRow(settings=header.rows[index], label=label, status=status, reason=reason, notes=_notes(found))
     return row.model_copy(update=_predicted(header, found) | _measured(found) | _gradient(found))
 
 
 def _status(header: Header, found: _Found) -> tuple[Status, str]:
-    """The first thing that went wrong; a model that cannot be predicted may be measured all the same."""
-    known, measures = found.prediction, header.mode == "measure"
-    if known and known.status != "ok" and not (measures and known.status == "failed"):
+    """The first thing that went wrong."""
+    known = found.prediction
+    if known and known.status != "ok":
         return known.status, known.reason
-    if found.gradient and found.gradient.status == "gradients_differ":
-        return "gradients_differ", found.gradient.reason
+    gradient = found.gradient
+    if gradient and (gradient.status == "gradients_differ" or (gradient.status != "ok" and not found.runs)):
+        return gradient.status, gradient.reason
     for run in found.runs:
         if run.status != "ok":
             return run.status, run.reason
-    if found.good if measures else known:
+    if found.good if header.mode == "measure" else known:
         return "ok", ""
     return "not_run", "the grid was stopped before"
 
 
-def _notes(header: Header, found: _Found) -> list[str]:
+def _notes(found: _Found) -> list[str]:
     notes = list(found.prediction.notes) if found.prediction else []
-    if found.prediction and found.prediction.status == "failed" and header.mode == "measure":
-        notes.append(f"not predicted: {found.prediction.reason}")
     if found.gradient and found.gradient.status not in ("ok", "gradients_differ"):
         notes.append(f"gradient not compared: {found.gradient.reason or found.gradient.status}")
     return notes

@@ -77,11 +77,12 @@ class TestStatus:
         assert (result.rows[1].status, result.rows[1].reason) == ("timed_out", "60 s")
         assert not result.rows[1].on_front
 
-    def test_a_model_that_cannot_be_predicted_is_measured(self) -> None:
-        failed = failed_prediction(0, "reads values")
-        assert compared(header(1), [failed, run(0)]).rows[0].notes == ["not predicted: reads values"]
-        assert compared(header(1), [failed, run(0)]).rows[0].status == "ok"
-        assert compared(header(1, mode="predict"), [failed]).rows[0].status == "failed"
+    def test_a_model_that_cannot_be_predicted_failed(self) -> None:
+        row = compared(header(1, mode="predict"), [failed_prediction(0, "reads values")]).rows[0]
+        assert (row.status, row.reason, row.on_front) == ("failed", "reads values", False)
+
+    def test_a_prediction_alone_is_no_run(self) -> None:
+        assert compared(header(1), [prediction(0)]).rows[0].status == "not_run"
 
     def test_what_was_not_reached_is_not_run(self) -> None:
         result = compared(header(2), [run(0)])
