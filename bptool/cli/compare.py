@@ -185,7 +185,7 @@ def _refuse_beside_from(words: list[str] | None, output: Path | None, *, gpu: st
     given = [*(words or []), *(["-o"] if output else []), *([f"--gpu {gpu}"] if gpu else [])]
     given += [f"--{name}" for name, on in flags.items() if on]
     if given:
-        raise UsageError(f"--from shows a grid that is there, and takes no {', '.join(given)}", "leave out one of them")
+        raise UsageError(f"--from shows a grid that is there, and takes no {', '.join(given)}", "leave out either")
 
 
 def _read(file: Path, limit: int | None) -> CompareResult:

@@ -123,7 +123,7 @@ def _costs(result: CompareResult, width: int) -> str:
         [name for name, _ in columns],
         *([cell(i, row) for _, cell in columns] for i, row in enumerate(result.rows)),
     ]
-    return table(cells, width=width, right=range(1, len(columns) - 1), leave_out=[(6,), (9,), (8,)])
+    return table(cells, width=width, right=range(1, len(columns) - 1), leave_out=[(8,), (9,), (6,)])
 
 
 def standing(result: CompareResult, row: CompareRow) -> str:

@@ -74,7 +74,8 @@ def read_grid(target: str | None, words: Sequence[str], *, device: str = "auto",
         device, gpu: as `ask` takes them.
 
     Raises:
-        UsageError: a word or value is wrong, the user's model cannot be had, or none of the rows can be asked.
+        UsageError: a word or value is wrong, the user's model cannot be had, or no row's settings go together.
+        DeviceError: the device can do none of the rows.
     """
     overrides, axes = split_axes(words)
     asker = _Asker(target, overrides, device, gpu)
@@ -84,6 +85,8 @@ def read_grid(target: str | None, words: Sequence[str], *, device: str = "auto",
     asked = [asker.ask([axis.override(row[axis.key]) for axis in axes]) for row in typed]
     if asker.first is None:
         raise ConfigError(COMMAND_LINE, list(dict.fromkeys(asker.problems)))
+    if all(question is None for question, _ in asked):
+        raise DeviceError("; ".join(dict.fromkeys(reason for _, reason in asked)), "none of the rows can be run here")
     settings = [{axis.key: setting(axis, row[axis.key]) for axis in axes} for row in typed]
     named = zip(settings, labels(settings), asked, strict=True)
     rows = [Row(values, label, question, reason) for values, label, (question, reason) in named]
