@@ -122,6 +122,7 @@ def compare(
     _write(views, result)
     typer.echo(result.json_text() if json else _text(result, file))
     if result.interrupted and not stored:
+        say(f"go on with: {_resume_command(file)}")
         raise typer.Exit(EXIT_INTERRUPTED)
     if (limit is not None and result.best is None) or any(row.status == "diverged" for row in result.rows):
         raise typer.Exit(AnswerIsNo.exit_code)
@@ -215,8 +216,6 @@ def _find(
             say(f"{size(grid, plan)}; written to {file}")
             interrupted = run_grid(grid, header, journal, say)
             result = compared(header, journal.entries, fit_bytes=limit, interrupted=interrupted)
-    if interrupted:
-        say(f"go on with: {_resume_command(file)}")
     return result, file
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
+import time
 from pathlib import Path
 
 import pytest
-from command_line import Done, invoke
+from command_line import Done, ended, invoke, start
 from compare_records import MODE, POLICY, header, prediction, run
 
 from bptool.analysis.compare.entries import Entry, Header
 from bptool.analysis.compare.provisional import Journal, read
 from bptool.config.loading import load_config
 from bptool.config.target import resolve_target
+from bptool.errors import EXIT_INTERRUPTED
 
 SMALL = ("tiny", "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "training.micro_batch_size=2")
 POLICIES = f"{POLICY}=none,full"
@@ -202,6 +205,23 @@ def test_events_that_are_there_are_not_mixed_with_new_ones(tmp_path: Path) -> No
     done = compare(*SMALL, POLICIES, "--predict", "--tensorboard", str(tmp_path / "board"))
     assert done.code == 2
     assert "exists already" in done.err
+
+
+@pytest.mark.slow
+def test_ctrl_c_prints_what_is_there_and_how_to_go_on(tmp_path: Path) -> None:
+    words = ["compare", "gpt2", POLICIES, f"{MODE}=fp32,bf16-mixed,bf16,fp16-mixed", "--gpu", "h100"]
+    process = start(*words, folder=tmp_path)
+    file, deadline = tmp_path / "runs" / "compare-gpt2.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and (not file.exists() or file.read_text().count("\n") < 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    done = ended(process)
+    assert done.code == EXIT_INTERRUPTED, done.err
+    assert "8 full fp16-mixed" in done.out
+    assert "not run" in done.out
+    go_on = shlex.join(["bptool", *words, "-o", "runs/compare-gpt2.jsonl", "--resume"])
+    assert done.err.splitlines()[-1] == f"go on with: {go_on}"
+    assert "Traceback" not in done.err
 
 
 def test_json_is_all_that_is_on_stdout(predicted: tuple[Done, Path]) -> None:

@@ -302,8 +302,9 @@ def _warnings(
     elif reference != 0:
         first = rows[0].status.replace("_", " ")
         warnings.append(f"the reference is {rows[reference].label}, as the row of all first values is {first}")
-    if header.mode == "measure" and max((len(one.good) for one in found), default=0) == 1:
-        warnings.append(
-            "one process a row: intervals leave out what differs between one process and the next; --rounds 3 shows it"
-        )
+    done = max((len(one.good) for one in found), default=0)
+    if header.mode == "measure" and done == 1:
+        warnings.append("of one round intervals leave out what differs between one process and the next: --rounds 3")
+    if header.mode == "measure" and done == 2:
+        warnings.append("of two rounds intervals are six times as wide as of many: --rounds 5 tells rows apart")
     return warnings

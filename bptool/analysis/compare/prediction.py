@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from bptool.analysis.activation_budget import BudgetTooSmall, settled
+from bptool.analysis.activation_budget import BudgetTooSmall, Planned, settled
 from bptool.analysis.compare.entries import Prediction
 from bptool.analysis.machine import Machine
 from bptool.analysis.memory.estimate import Simulated, counted
 from bptool.analysis.memory.result import categories_at
-from bptool.analysis.memory.simulation import simulate_deep
+from bptool.analysis.memory.simulation import eager_on_cpu, simulate_deep
 from bptool.analysis.profile.counting import count_deep
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.roofline import Rates, cpu_rates, gpu_rates, matmul_dtypes
@@ -27,12 +28,24 @@ _SECONDS = 0.2
 """For which each of a CPU's rates is measured."""
 
 
+class _Counts(NamedTuple):
+    """What is counted of a step; it takes seconds, and rows that differ in no tensor's size share it."""
+
+    peak_bytes: int
+    total_bytes: int
+    category_bytes: dict[str, int]
+    lack: str
+    """By how much it does not fit; empty: it fits, or nothing is known of the capacity."""
+    tally: Tally
+
+
 class Predictor:
     """Predicts rows, one by one, all by the same rates: a CPU's are measured once."""
 
     def __init__(self) -> None:
         self._of_cpu: Rates | None = None
         self._measured: set[str] = set()
+        self._counts: dict[str, _Counts] = {}
 
     def predict(self, row: int, question: Question) -> Prediction:
         """The row's prediction; what is wrong with it is told in its status.
@@ -52,19 +65,20 @@ class Predictor:
 
     def _predicted(self, row: int, question: Question) -> Prediction:
         config, workload, planned = settled(question.config, question.workload, question.machine)
-        step = counted(simulate_deep(config, workload, question.machine), question.machine)
         chosen = replace(question, config=config, workload=workload)
-        tally = count_deep(config, workload, question.machine).tally
+        # Compiled or in tf32 it is counted alike.
+        alike = eager_on_cpu(config).model_dump_json()
+        counts = self._counts[alike] = self._counts.get(alike) or _count(chosen)
         return Prediction(
             row=row,
-            status="out_of_memory" if step.fits is False else "ok",
-            reason=_lack(step, question.machine) if step.fits is False else "",
-            notes=[planned.sentence] if planned else [],
-            peak_bytes=step.peak_bytes,
-            total_bytes=_total(step, question.machine),
-            category_bytes=_categories(step),
-            recompute_flops_share=recompute_share(tally),
-            **self._times(chosen, tally),
+            status="out_of_memory" if counts.lack else "ok",
+            reason=counts.lack,
+            notes=list(_notes(question, planned)),
+            peak_bytes=counts.peak_bytes,
+            total_bytes=counts.total_bytes,
+            category_bytes=counts.category_bytes,
+            recompute_flops_share=recompute_share(counts.tally),
+            **self._times(chosen, counts.tally),
         )
 
     def _times(self, question: Question, tally: Tally) -> dict[str, Any]:
@@ -90,6 +104,25 @@ class Predictor:
             self._of_cpu = replace(known, flops_per_s={**more, **known.flops_per_s})
         self._measured |= wanted
         return self._of_cpu
+
+
+def _count(question: Question) -> _Counts:
+    config, workload, machine = question.config, question.workload, question.machine
+    step = counted(simulate_deep(config, workload, machine), machine)
+    return _Counts(
+        peak_bytes=step.peak_bytes,
+        total_bytes=_total(step, machine),
+        category_bytes=_categories(step),
+        lack=_lack(step, machine) if step.fits is False else "",
+        tally=count_deep(config, workload, machine).tally,
+    )
+
+
+def _notes(question: Question, planned: Planned | None) -> Iterator[str]:
+    if planned:
+        yield planned.sentence
+    if question.config.training.compile:
+        yield "predicted without torch.compile, whose fusion would save some of the activations and of the time"
 
 
 def recompute_share(tally: Tally) -> float:
