@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import re
 import resource
 import sys
 import time
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 _STANDING_IN: ContextVar[bool] = ContextVar("standing_in_for_cuda", default=False)
-_MEMINFO, _CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_MEMINFO, _CPUINFO, _CONTROL_GROUP = Path("/proc/meminfo"), Path("/proc/cpuinfo"), Path("/sys/fs/cgroup")
 _RATE_OF_MODE = {"fp32": "fp32", "tf32": "tf32", "bf16-mixed": "bf16", "bf16": "bf16", "fp16-mixed": "bf16"}
 
 
@@ -170,6 +172,15 @@ def available_memory_bytes(device: torch.device) -> int:
     limits = [_meminfo_available(), _control_group_left()]
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else sys.maxsize
+
+
+def cpu_name() -> str:
+    """The processor's name, or only its kind where the kernel tells no more."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", _CPUINFO.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine() or "CPU"
 
 
 def resident_bytes() -> int:

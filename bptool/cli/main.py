@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from bptool import __version__
-from bptool.cli import export, gradcheck, memory_estimate, profile, sample, train
+from bptool.cli import compare, export, gradcheck, memory_estimate, profile, sample, train
 
 app = typer.Typer(
     name="bptool",
@@ -17,7 +17,7 @@ Example, a first run that learns Python from its own standard library:
     rich_markup_mode=None,  # plain: examples stay on their line, ready to paste
     pretty_exceptions_enable=False,
 )
-for command in (train, memory_estimate, profile, gradcheck, sample, export):
+for command in (train, memory_estimate, profile, compare, gradcheck, sample, export):
     command.register(app)
 
 

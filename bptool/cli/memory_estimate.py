@@ -13,7 +13,7 @@ import typer
 from bptool.cli.garbage import collecting_seldom
 from bptool.cli.guard import guarded, say
 from bptool.cli.refusals import refuse_device, refuse_files
-from bptool.cli.words import Debug, Json, Keys, Words, split_words
+from bptool.cli.words import Debug, Device, Force, GpuName, Html, Json, Keys, Words, split_words
 from bptool.errors import AnswerIsNo
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ Examples:
   bptool memory-estimate gpt2 --gpu rtx4090 --fit 12GiB
   bptool memory-estimate my_model.py:vit --validate"""
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda; the GPU need not be there.")]
-GpuName = Annotated[
-    str | None, typer.Option("--gpu", metavar="NAME", help="The GPU to predict: h100, a100-40gb, rtx4090, ...")
-]
 Fit = Annotated[
     str | None,
     typer.Option(
@@ -41,9 +37,6 @@ Fit = Annotated[
 WhatIf = Annotated[bool, typer.Option("--what-if", help="What each switch would save, simulated.")]
 Explain = Annotated[bool, typer.Option("--explain", help="The closed forms, each beside what was counted.")]
 Validate = Annotated[bool, typer.Option("--validate", help="Run two real steps too, and measure the second.")]
-Html = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the timeline and the modules.")
-]
 Snapshot = Annotated[
     Path | None, typer.Option("--snapshot", metavar="FILE", help="Write a snapshot for PyTorch's memory viewer.")
 ]
@@ -70,7 +63,7 @@ def memory_estimate(
     html: Html = None,
     snapshot: Snapshot = None,
     snapshot_diff: SnapshotDiff = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    force: Force = False,
     keys: Keys = False,
     json: Json = False,
     debug: Debug = False,

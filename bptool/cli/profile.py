@@ -14,7 +14,7 @@ import typer
 
 from bptool.cli.guard import guarded, note, say
 from bptool.cli.refusals import refuse_device, refuse_files
-from bptool.cli.words import Debug, Json, Keys, Words, split_words
+from bptool.cli.words import Debug, Device, Force, GpuName, Html, Json, Keys, Steps, WarmUp, Words, split_words
 from bptool.errors import EXIT_INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
@@ -28,19 +28,7 @@ Examples:
   bptool profile llama3-405b --gpu h100 --count
   bptool profile my_model.py:vit --trace vit.json"""
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-GpuName = Annotated[
-    str | None,
-    typer.Option(
-        "--gpu", metavar="NAME", help="A GPU that need not be there, to count and predict for: h100, rtx4090, ..."
-    ),
-]
-Steps = Annotated[int, typer.Option("--steps", metavar="N", help="Timed steps.")]
-WarmUp = Annotated[int, typer.Option("--warmup", metavar="N", help="Steps before them, which are not timed.")]
 Count = Annotated[bool, typer.Option("--count", help="Count only, on tensors without values; run nothing.")]
-Html = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write a page: icicle of modules, roofline, tables.")
-]
 TraceFile = Annotated[
     Path | None, typer.Option("--trace", metavar="FILE", help="Write a recorded step as a Chrome trace, for Perfetto.")
 ]
@@ -86,7 +74,7 @@ def profile(
     html: Html = None,
     trace: TraceFile = None,
     tensorboard: Board = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE, and what DIR shows.")] = False,
+    force: Force = False,
     keys: Keys = False,
     json: Json = False,
     debug: Debug = False,

@@ -39,6 +39,18 @@ Keys = Annotated[
         "--keys", callback=_show_keys, is_eager=True, help="List the config's keys with their defaults, and leave."
     ),
 ]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+GpuName = Annotated[
+    str | None,
+    typer.Option("--gpu", metavar="NAME", help="A GPU that need not be there, to predict for: h100, rtx4090, ..."),
+]
+Steps = Annotated[int, typer.Option("--steps", metavar="N", help="Timed steps.")]
+WarmUp = Annotated[int, typer.Option("--warmup", metavar="N", help="Steps before them, which are not timed.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with pictures and tables: one file, to read offline."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there: FILE, or what DIR shows.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -2,6 +2,8 @@
 
 What is no TOML is text as it stands (`optimizer.name=sgd`), and so is whatever is given to a key that takes
 text (`run.name=3`). A table sets the keys that it holds and leaves the others: `model.rope={theta=5e5}`.
+
+A policy that needs another key may bring it: `activation_checkpoint.policy=budget:4GiB`, `every_k:3`, `plan:6*full`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,12 @@ from bptool.config.schema import Config
 from bptool.errors import ConfigError
 
 COMMAND_LINE = "command line"
+_POLICY = "activation_checkpoint.policy"
+_BROUGHT = {
+    "budget": "activation_checkpoint.budget",
+    "every_k": "activation_checkpoint.every",
+    "plan": "activation_checkpoint.plan",
+}
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -31,7 +39,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for text in overrides:
         key, _, value = text.partition("=")
-        changes.update(flatten({key.strip(): _parse_value(key.strip(), value)}))
+        changes.update(flatten(_with_what_it_brings(key.strip(), _parse_value(key.strip(), value))))
     return changes
 
 
@@ -57,6 +65,15 @@ def _malformed(text: str) -> str:
     if not all(part.strip() for part in key.split(".")):
         return f"'{text}': found the key '{key.strip()}', expected names with single dots between them"
     return ""
+
+
+def _with_what_it_brings(key: str, value: object) -> dict[str, object]:
+    """`policy=budget:4GiB` sets two keys."""
+    policy, colon, brought = value.partition(":") if key == _POLICY and isinstance(value, str) else ("", "", "")
+    other = _BROUGHT.get(policy.strip())
+    if not colon or other is None:
+        return {key: value}
+    return {key: policy.strip(), other: _parse_value(other, brought.strip())}
 
 
 def _parse_value(key: str, text: str) -> object:

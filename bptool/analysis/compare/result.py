@@ -41,7 +41,7 @@ class CompareRow(Record):
     """One setting of the grid.
 
     Attributes:
-        settings: the axes' keys, dotted, and this row's values.
+        settings: the axes' keys, dotted, and this row's values as a command line takes them, such as `budget:4GiB`.
         label: the same in few words.
         reason: why the status is not `ok`; empty where it is.
         notes: what else is to be known of it, such as the plan that a budget came to.
@@ -57,7 +57,8 @@ class CompareRow(Record):
         worst_layer, worst_layer_relative_error: of the module whose own parameters' gradient is farthest off.
         first_loss, final_loss: of the first and the last step of the run, all rows from the same weights and data.
         peak_ratio, time_ratio: memory, and time per token, over the reference row's.
-        on_front: no row is better in one of memory, time per token and gradient error, and worse in none.
+        on_front: no row on the front is better in one of memory, time per token and gradient error, and worse in none;
+            times that do not differ significantly are alike.
         dominated_by: indices of rows on the front that are at least as good in all three, and better in one.
     """
 

@@ -1,0 +1,106 @@
+"""The terminal report of a comparison."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from compare_records import MODE, POLICY, gradient, header, prediction, run
+
+from bptool.analysis.compare.answers import compared
+from bptool.analysis.compare.entries import Entry
+from bptool.report.compare import render
+
+MIB = 2**20
+
+
+def measured() -> list[Entry]:
+    """Row 1 as fast as row 0 and bigger, row 2 slower and smaller, all in two rounds."""
+    entries: list[Entry] = []
+    for row, (peak, seconds) in enumerate([(80, (1.0, 1.0)), (90, (0.98, 1.01)), (40, (1.3, 1.31))]):
+        entries.append(prediction(row, peak=(peak + row // 2) * MIB))
+        entries.append(gradient(row, 10.0 ** (row - 7)))
+        entries += [run(row, i, s, peak=peak * MIB, losses=(3.0, 2.0 + row / 10)) for i, s in enumerate(seconds)]
+    return entries
+
+
+def line(text: str, start: str) -> list[str]:
+    """The cells of the first line that begins so."""
+    (found,) = [one for one in text.splitlines() if one.strip().startswith(start)][:1]
+    return re.split(r"\s{2,}", found.strip())
+
+
+def test_the_answer_comes_first_and_a_command_last() -> None:
+    text = render(compared(header(3), measured()), file="runs/my grid.jsonl")
+    assert text.startswith("tiny training.steps=9 on a CPU: none is the fastest")
+    assert "2 of 3 rows are on the front of memory, time and gradient error" in " ".join(text.split())
+    assert text.splitlines()[-2:] == [
+        "next:",
+        "  bptool compare --from 'runs/my grid.jsonl' --fit 80MiB --html compare.html",
+    ]
+
+
+def test_the_table_has_every_figure() -> None:
+    text = render(compared(header(3), measured()), width=120)
+    assert line(text, "settings") == [
+        *("settings", "peak MiB", "predicted", "x", "step ms", "spread", "x", "tokens/s", "again", "front")
+    ]
+    assert line(text, "1 none") == [
+        *("1 none", "80.00", "exact", "1.00", "1,000.00", "±1.0%", "1.00", "100", "25.0%", "front")
+    ]
+    assert line(text, "2 full")[3:] == ["1.12", "994.85", "±2.0%", "~0.99", "101", "25.0%", "by 1"]
+    assert line(text, "3 save_matmuls")[2:4] == ["+2.50%", "0.50"]
+    assert line(text, "3 save_matmuls")[-1] == "front"
+    assert "~: no significant difference" in text
+
+
+def test_gradients_and_losses_stand_in_a_table_of_their_own() -> None:
+    text = render(compared(header(3), measured()))
+    _, rest = text.split("gradients and loss")
+    assert line(rest, "3 save_matmuls") == ["3 save_matmuls", "1.0e-05", "blocks.1", "2.0e-05", "3.0000", "2.2000"]
+    assert "against float64's" in " ".join(text.split())
+
+
+def test_rows_that_are_not_compared_say_why_once() -> None:
+    entries: list[Entry] = [
+        run(0),
+        prediction(1, status="unsupported", reason="no such device"),
+        prediction(2, status="unsupported", reason="no such device"),
+    ]
+    text = render(compared(header(3), entries))
+    assert "1, 3" not in text
+    assert line(text.split("not compared")[1], "2, 3") == ["2, 3", "unsupported: no such device"]
+
+
+def test_a_gradient_that_is_not_finite_says_so() -> None:
+    text = render(compared(header(1), [run(0), gradient(0, float("nan"))]))
+    assert "not finite" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_it_keeps_to_the_width(width: int) -> None:
+    rows = [
+        {POLICY: "save_every_other_matmul", MODE: mode, "training.micro_batch_size": 128}
+        for mode in ("fp32", "bf16-mixed")
+    ]
+    axes = {POLICY: ["save_every_other_matmul"], MODE: ["fp32", "bf16-mixed"], "training.micro_batch_size": ["128"]}
+    grid = header(2, rows=rows, axes=axes)
+    entries: list[Entry] = [*measured()[:4], *measured()[4:8]]
+    text = render(compared(grid, entries), width=width)
+    body = text.partition("next:")[0]
+    assert max(map(len, body.splitlines())) <= width
+
+
+def test_a_prediction_says_that_it_is_one() -> None:
+    grid = header(2, mode="predict", device="cuda", device_name="h100")
+    text = render(compared(grid, [prediction(0, peak=80 * MIB), prediction(1, peak=40 * MIB, step_s=1.5)]), width=120)
+    assert text.startswith("tiny training.steps=9 predicted for h100: ")
+    assert line(text, "settings")[:5] == ["settings", "peak MiB", "x", "needs MiB", "step ms"]
+    assert line(text, "2 full")[-4:] == ["1.50", "67", "25.0%", "front"]
+    assert "gradient errors are not known before rows are run" in " ".join(text.split())
+
+
+def test_a_grid_without_figures_is_told() -> None:
+    text = render(compared(header(2), []))
+    assert "no row has figures to compare" in text
+    assert "not run" in text
