@@ -191,7 +191,7 @@ def _refuse_beside_from(words: list[str] | None, output: Path | None, *, gpu: st
 
 def _read(file: Path, limit: int | None) -> CompareResult:
     from bptool.analysis.compare.answers import compared
-    from bptool.analysis.compare.provisional import read
+    from bptool.analysis.compare.journal import read
 
     header, entries = read(file)
     return compared(header, entries, fit_bytes=limit)
@@ -205,7 +205,7 @@ def _find(
         from bptool.analysis.compare.answers import compared
         from bptool.analysis.compare.comparing import Plan, header_of, mode_of, run_grid, size
         from bptool.analysis.compare.grid import read_grid
-        from bptool.analysis.compare.provisional import Journal
+        from bptool.analysis.compare.journal import Journal
 
         grid = read_grid(asked.target, asked.words, device=asked.device, gpu=asked.gpu)
         mode = mode_of(grid, asked.mode, named=asked.gpu is not None)
@@ -247,12 +247,12 @@ def _write(views: _Views, result: CompareResult) -> None:
     """Write what was asked for, and say what it is good for."""
     if views.html:
         from bptool.files import replace_text
-        from bptool.report.compare_page import render_page  # type: ignore[import-untyped]
+        from bptool.report.compare_page import render_page
 
         replace_text(views.html, render_page(result, command=shlex.join(["bptool", *sys.argv[1:]])))
         say(f"wrote {views.html}")
     if views.tensorboard:
-        from bptool.report.compare_tensorboard import write_rows  # type: ignore[import-untyped]
+        from bptool.report.compare_tensorboard import write_rows
 
         write_rows(views.tensorboard, result)
         say(f"wrote {views.tensorboard}: tensorboard --logdir {shlex.quote(str(views.tensorboard))}")
@@ -265,17 +265,10 @@ def _text(result: CompareResult, file: Path) -> str:
     from rich.console import Console
 
     from bptool.report.compare import render
+    from bptool.report.scatter import scatter
 
     console = Console()
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 200))
     colored = console.is_terminal and not console.no_color
-    return render(result, width=width, picture=_picture(result, width, colored=colored), file=str(file))
-
-
-def _picture(result: CompareResult, width: int, *, colored: bool) -> str:
-    try:
-        from bptool.report.scatter import scatter  # type: ignore[import-untyped]
-    except ImportError:
-        return ""
-    drawn: str = scatter(result, width=min(width, 100), colored=colored)
-    return drawn
+    picture = scatter(result, width=min(width, 100), colored=colored)
+    return render(result, width=width, picture=picture, file=str(file))

@@ -13,7 +13,7 @@ from command_line import Done, ended, invoke, start
 from compare_records import MODE, POLICY, header, prediction, run
 
 from bptool.analysis.compare.entries import Entry, Header
-from bptool.analysis.compare.provisional import Journal, read
+from bptool.analysis.compare.journal import Journal, read
 from bptool.config.loading import load_config
 from bptool.config.target import resolve_target
 from bptool.errors import EXIT_INTERRUPTED

@@ -12,8 +12,9 @@ import torch
 from bptool import __version__
 from bptool.analysis.compare.entries import Entry, Header, Prediction
 from bptool.analysis.compare.grid import Grid
+from bptool.analysis.compare.journal import Journal
+from bptool.analysis.compare.measuring import measure_grid
 from bptool.analysis.compare.prediction import Predictor
-from bptool.analysis.compare.provisional import Journal, measure_grid
 from bptool.analysis.question import Question
 from bptool.errors import DeviceError
 from bptool.hardware import cpu_name

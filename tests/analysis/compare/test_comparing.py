@@ -12,8 +12,8 @@ from bptool.analysis.compare import comparing
 from bptool.analysis.compare.comparing import Mode, Plan, header_of, mode_of, run_grid, size
 from bptool.analysis.compare.entries import Header, Prediction
 from bptool.analysis.compare.grid import read_grid
+from bptool.analysis.compare.journal import Journal
 from bptool.analysis.compare.prediction import Predictor
-from bptool.analysis.compare.provisional import Journal
 from bptool.analysis.machine import Machine
 from bptool.analysis.profile.counting import count_deep
 from bptool.analysis.profile.depth import Counted
