@@ -146,7 +146,7 @@ def optimizer_state(config: Config, parameters: Sequence[Parameter], device: Dev
         return _rule_state(config, parameters, device)
     wide = [replace(p, each=4) if p.each == 2 else p for p in parameters]
     rule = _rule_state(config, wide, device)
-    source = f"{rule.source}; float32 copies of the weights, and the state in float32 ({ZERO})"
+    source = f"{rule.source}; float32 copies of the weights, and all of it in float32"
     return Term(rule.name, _each_parameter("P", [replace(p, each=4) for p in copied]) + rule.size, source)
 
 

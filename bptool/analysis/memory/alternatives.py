@@ -104,6 +104,8 @@ def _switches(config: Config) -> Iterator[Alternative]:
     for mode in ("bf16-mixed", "bf16"):
         if config.precision.mode not in (mode, "bf16"):
             yield Alternative({"precision.mode": mode}, same_result=False)
+    if config.precision.bf16_update == "master":
+        yield Alternative({"precision.bf16_update": "stochastic"}, same_result=False)
     if config.optimizer.name in ("adam", "adamw", "muon"):
         yield Alternative({"optimizer.name": "adafactor", "optimizer.implementation": "auto"}, same_result=False)
 
@@ -131,6 +133,8 @@ def _combinations(config: Config) -> Iterator[Alternative]:
         others.append(Alternative({"precision.mode": "bf16-mixed"}, same_result=False))
     if config.precision.mode != "bf16":
         others.append(Alternative({"precision.mode": "bf16"}, same_result=False))
+    if config.precision.bf16_update == "master":
+        others.append(Alternative({"precision.bf16_update": "stochastic"}, same_result=False))
     if config.optimizer.name in ("adam", "adamw", "muon"):
         frugal: Changes = {"precision.mode": "bf16", "optimizer.name": "adafactor", "optimizer.implementation": "auto"}
         others.append(Alternative(frugal, same_result=False))
@@ -165,7 +169,7 @@ def _splits(config: Config) -> Iterator[Changes]:
 def _cost(config: Config, one: Alternative) -> tuple[bool, int, float, int]:
     """Least is nearest: the same result, the arithmetic changed least, then FLOPs, then micro-batches."""
     changed = override(config, one.changes)
-    arithmetic = sum(key in one.changes for key in ("precision.mode", "optimizer.name"))
+    arithmetic = sum(key in one.changes for key in ("precision.mode", "precision.bf16_update", "optimizer.name"))
     return not one.same_result, arithmetic, _recompute(changed), changed.training.gradient_accumulation_steps
 
 

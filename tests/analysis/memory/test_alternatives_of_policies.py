@@ -1,4 +1,4 @@
-"""What the alternatives say of recomputation where the step already recomputes a part of its blocks."""
+"""What the alternatives say of recomputation where a part of the blocks is recomputed already, and of master copies."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 from small_runs import question_of, small_config
 
 from bptool.analysis.machine import Machine
-from bptool.analysis.memory.alternatives import nearest_fitting
+from bptool.analysis.memory.alternatives import nearest_fitting, what_if
 from bptool.analysis.memory.fit import predict_peak
 from bptool.analysis.memory.result import Fitting
-from bptool.model.accounting import block_flops_per_token, flops_per_token
+from bptool.config.overrides import override
+from bptool.model.accounting import block_flops_per_token, count_parameters, flops_per_token
 from bptool.training.workload import transformer_workload
 
 SHAPE: dict[str, Any] = {"model.context_length": 64, "training.micro_batch_size": 8, "optimizer.name": "sgd"}
@@ -55,3 +56,14 @@ def test_sublayers_add_up_to_the_block() -> None:
 @pytest.mark.parametrize("policy", ["none", "save_matmuls", "offload"])
 def test_no_product_is_repeated(policy: str) -> None:
     assert share({"policy": policy}) == 0
+
+
+def test_master_copies_could_be_done_without() -> None:
+    """Without float32 copies and with 16-bit state: 8 bytes a parameter less."""
+    rounding = {"precision.mode": "bf16", "precision.bf16_update": "master", "optimizer.name": "adamw"}
+    question = question_of(small_config({**SHAPE, **rounding}))
+    (found,) = (one for one in what_if(question) if one.settings == ["precision.bf16_update=stochastic"])
+    n_parameters = count_parameters(question.config.model).total
+    assert predict_peak(question).peak_bytes - found.peak_allocated_bytes == 8 * n_parameters
+    without = override(question.config, {"precision.bf16_update": "stochastic"})
+    assert not [one for one in what_if(question_of(without)) if one.settings[0].startswith("precision")]
