@@ -10,6 +10,7 @@ from pathlib import Path
 from bptool.analysis.compare.entries import GradientComparison, Header, RowRun
 from bptool.analysis.compare.gradients import Gradients
 from bptool.analysis.compare.journal import Journal
+from bptool.analysis.compare.row_worker import FOLDER_PREFIX
 from bptool.analysis.compare.session import Session
 from bptool.analysis.question import Question
 from bptool.training.interruption import StopRequest
@@ -36,7 +37,7 @@ def measure_grid(
         StorageError: the journal could not be written.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="bptool-compare-") as folder,
+        tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder,
         StopRequest("stopping; what was finished is kept", "stopped at once; what was finished is kept") as stop,
     ):
         session = Session(questions, header, Path(folder), lambda: bool(stop.reason), done)

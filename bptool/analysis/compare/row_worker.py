@@ -1,9 +1,11 @@
 """The process that does a job: a small one that keeps watch, and below it the one that works.
 
 The keeper leads a process group. When the command that started it is gone, however it went, the kernel closes its end
-of their socket, and the keeper kills the group: the worker, and whatever the user's code has started. It does so too
-when the worker has ended. It is forked before anything is imported, so that it needs hardly any memory, no library's
-lock, and no turn of a worker that hangs.
+of their socket, and the keeper kills the group: the worker, and whatever the user's code has started. The session's
+folder goes too, as nobody else will delete it. The group is killed also when the worker has ended.
+
+The worker is forked before anything is imported, so the keeper needs hardly any memory, no library's lock, and no turn
+of a worker that hangs.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -20,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+FOLDER_PREFIX = "bptool-compare-"
+"""Of the names of sessions' folders."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LEFT_BY_PARENT = 70
 
@@ -35,8 +40,12 @@ def main(descriptor: int) -> None:
     worker = os.fork()
     if worker == 0:
         _work(channel, job, keeper)
-    threading.Thread(target=_end_with_the_command, args=(channel,), daemon=True).start()
+    gone = threading.Event()
+    watch = threading.Thread(target=_end_with_the_command, args=(channel, gone, worker, job), daemon=True)
+    watch.start()
     _, status = os.waitpid(worker, 0)
+    if gone.is_set():
+        watch.join()  # which ends this process
     with suppress(OSError):
         # Whatever part of an answer went before stands on a line of its own.
         channel.sendall(b"\n" + json.dumps({"exit": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
@@ -54,10 +63,16 @@ def _line(channel: socket.socket) -> bytes:
     return received
 
 
-def _end_with_the_command(channel: socket.socket) -> None:
+def _end_with_the_command(channel: socket.socket, gone: threading.Event, worker: int, job: bytes) -> None:
     with suppress(OSError):
         while channel.recv(1):
             pass
+    gone.set()
+    with suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
+    folder = Path(json.loads(job)["folder"])
+    if folder.name.startswith(FOLDER_PREFIX):
+        shutil.rmtree(folder, ignore_errors=True)
     _end_group()
 
 

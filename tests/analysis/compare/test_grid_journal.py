@@ -191,6 +191,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, header: Header, m
     path, write = tmp_path / "grid.jsonl", os.write
     with Journal.create(path, header) as journal:
         journal.append(ENTRIES[0])
+        before = path.read_bytes()
 
         def write_a_part(descriptor: int, content: bytes) -> int:
             if len(content) < 40:
@@ -202,6 +203,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, header: Header, m
             with pytest.raises(StorageError, match="No space left") as caught:
                 journal.append(ENTRIES[1])
         assert "--resume" in caught.value.remedy
+        assert path.read_bytes() == before
         assert journal.entries == ENTRIES[:1]
         journal.append(ENTRIES[2])
     assert read(path)[1] == [ENTRIES[0], ENTRIES[2]]

@@ -19,6 +19,7 @@ from bptool.analysis.compare.entries import Entry, GradientComparison, Header, P
 from bptool.analysis.compare.job import Job, Outcome
 from bptool.analysis.compare.journal import Journal, read
 from bptool.analysis.compare.measuring import measure_grid
+from bptool.analysis.compare.row_worker import FOLDER_PREFIX
 
 PHASES = {"step_s": 1.0, "forward_s": 0.2, "recompute_s": 0.1, "backward_s": 0.5, "units": 8}
 GOOD: dict[str, dict[str, Any]] = {
@@ -221,10 +222,13 @@ with Journal.resume(path, header) if path.exists() else Journal.create(path, hea
 
 
 def started(header: Header, path: Path) -> subprocess.Popen[bytes]:
-    import_path = [path for path in sys.path if path]
+    """With temporary files in `temporary`, beside `path`."""
+    temporary = path.with_name("temporary")
+    temporary.mkdir(exist_ok=True)
+    own = {"PIDS": str(path.with_name("pids")), "TMPDIR": str(temporary)}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, header.model_dump_json(), str(path)],
-        env={**os.environ, "PIDS": str(path.with_name("pids")), "PYTHONPATH": os.pathsep.join(import_path)},
+        env={**os.environ, **own, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         stdout=subprocess.DEVNULL,
     )
 
@@ -256,15 +260,18 @@ def timeless(entry: Entry) -> Entry:
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_process_and_keeps_what_was_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_a_stop_leaves_nothing_behind_but_what_was_found(number: int, code: int, tmp_path: Path) -> None:
     target = f"{workloads(tmp_path)}:hangs"
     header = header_of([{"precision.mode": "fp32"}], target, overrides=[], rounds=1)
     path, pids = tmp_path / "grid.jsonl", tmp_path / "pids"
     process = started(header, path)
     wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 3)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert list((tmp_path / "temporary").glob(f"{FOLDER_PREFIX}*"))
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
     assert left_of(pids) == []
+    assert not list((tmp_path / "temporary").glob(f"{FOLDER_PREFIX}*"))
     assert read(path) == (header, [])
 
 

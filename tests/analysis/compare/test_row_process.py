@@ -28,8 +28,16 @@ def outcome_of(name: str, folder: Path, *settings: str, time_limit_s: float = 60
 
 
 def test_what_the_users_code_prints_is_not_ours(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nor does it read our input, which is closed to it."""
-    outcome = outcome_of("noisy", tmp_path)
+    """Nor does it wait for our input, which is closed to it."""
+    reader, writer = os.pipe()
+    ours = os.dup(0)
+    os.dup2(reader, 0)
+    try:
+        outcome = outcome_of("noisy", tmp_path)
+    finally:
+        os.dup2(ours, 0)
+        for descriptor in (ours, reader, writer):
+            os.close(descriptor)
     assert (outcome.status, outcome.reason) == ("ok", "")
     assert len(outcome.figures["losses"]) == 3
     assert capfd.readouterr() == ("", "")

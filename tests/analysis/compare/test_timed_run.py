@@ -10,6 +10,7 @@ import torch
 from command_line import Command
 from measured_grids import SMALL, job_of, workloads
 from small_runs import CPU, question_of, small_config
+from torch import Tensor, nn
 
 from bptool.analysis.compare.entries import RowRun
 from bptool.analysis.compare.row_process import run_job
@@ -19,8 +20,9 @@ from bptool.analysis.memory.fit import predict_peak
 from bptool.analysis.question import ask
 from bptool.config.overrides import override
 from bptool.errors import DataError
-from bptool.training.assembly import build_model
-from bptool.training.workload import transformer_workload
+from bptool.training.assembly import build_step
+from bptool.training.instrument import Announcer
+from bptool.training.workload import Workload, transformer_workload
 
 
 def policy(name: str, *more: str) -> tuple[str, ...]:
@@ -97,12 +99,24 @@ def test_rows_begin_with_the_same_loss(changes: dict[str, Any], tmp_path: Path) 
     assert other[-1] == pytest.approx(first[-1], rel=1e-4)
 
 
-def test_weights_in_bf16_are_those_of_float32_rounded() -> None:
-    wide, narrow = (question_of(small_config({"precision.mode": mode})) for mode in ("fp32", "bf16"))
-    torch.manual_seed(1)
-    expected = build_model(wide.workload, CPU, torch.float32).state_dict()
-    model = build_model(with_shared_weights(narrow, CPU).workload, CPU, torch.bfloat16)
+def linear() -> Workload:
+    """Many uniform numbers are drawn in another way in another dtype, on a CPU too."""
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        rows: Tensor = model(batch)
+        return rows.square().mean()
+
+    return Workload(lambda: nn.Linear(64, 64), lambda generator: torch.ones(2, 64), loss)
+
+
+@pytest.mark.parametrize("workload", [None, linear()], ids=["built-in", "own"])
+def test_weights_in_bf16_are_those_of_float32_rounded(workload: Workload | None) -> None:
+    wide, narrow = (question_of(small_config({"precision.mode": mode}), workload) for mode in ("fp32", "bf16"))
+    expected = build_step(wide.config, wide.workload, CPU, Announcer()).model.state_dict()
+    shared = with_shared_weights(narrow, CPU)
+    model = build_step(shared.config, shared.workload, CPU, Announcer()).model
     for name, tensor in model.state_dict().items():
+        assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, expected[name].to(tensor.dtype))
     assert with_shared_weights(wide, CPU) is wide
 
