@@ -104,7 +104,7 @@ def _step(row: CompareRow) -> str:
 def _costs(result: CompareResult, width: int) -> str:
     """What each row costs: one unit a column."""
     bytes_in = scale_of(max((memory(row) or 0 for row in result.rows), default=0), _BYTE_UNITS)
-    seconds_in = scale_of(max((_seconds(row) or 0 for row in result.rows), default=0), SECOND_UNITS)
+    seconds_in = scale_of(max((_seconds(result, row) or 0 for row in result.rows), default=0), SECOND_UNITS)
     predicts = result.mode == "predict"
     columns: list[tuple[str, Callable[[int, CompareRow], str]]] = [
         ("settings", lambda i, row: f"{i + 1} {row.label}"),
@@ -112,7 +112,7 @@ def _costs(result: CompareResult, width: int) -> str:
         ("predicted", lambda i, row: _prediction_error(row)),
         ("x", lambda i, row: "" if row.peak_ratio is None else f"{row.peak_ratio:.2f}"),
         (f"needs {bytes_in.unit}" if predicts else "", lambda i, row: _in(bytes_in, _total(result, row))),
-        (f"step {seconds_in.unit}", lambda i, row: _in(seconds_in, _seconds(row))),
+        (f"step {seconds_in.unit}", lambda i, row: _in(seconds_in, _seconds(result, row))),
         ("spread", lambda i, row: _spread(row)),
         ("x", lambda i, row: _ratio(row, "")),
         (f"{result.unit}/s", lambda i, row: "" if row.tokens_per_s is None else format_count(row.tokens_per_s)),
@@ -139,8 +139,11 @@ def _in(scale: Scale, value: float | None) -> str:
     return "" if value is None else scale.text(value)
 
 
-def _seconds(row: CompareRow) -> float | None:
-    return row.step_s.median if row.step_s else row.predicted_step_s if row.measured_peak_bytes is None else None
+def _seconds(result: CompareResult, row: CompareRow) -> float | None:
+    """Of a step; a prediction is none of a row that was to be run."""
+    if result.mode == "predict":
+        return row.predicted_step_s
+    return row.step_s.median if row.step_s else None
 
 
 def _total(result: CompareResult, row: CompareRow) -> int | None:

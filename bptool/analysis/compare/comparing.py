@@ -89,7 +89,7 @@ def size(grid: Grid, plan: Plan) -> str:
     less = f", {out} of them cannot be run" if out else ""
     then = "predicted on tensors without values, and nothing is run"
     if plan.mode == "measure":
-        then = f"each predicted, then run in {plan.rounds} rounds of {plan.warmup} + {plan.steps} steps"
+        then = f"each predicted, then run in {_rounds(plan.rounds)} of {plan.warmup} + {plan.steps} steps"
     return f"{_rows(len(grid.rows))}{less}: {axes}; {then}"
 
 
@@ -148,7 +148,7 @@ def _runnable(grid: Grid, entries: Sequence[Entry]) -> list[Question | None]:
 def _expected(header: Header, entries: Sequence[Entry], count: int) -> str:
     """How long it should take: by the predictions, of steps alone."""
     seconds = [entry.step_s for entry in entries if isinstance(entry, Prediction) and entry.status == "ok"]
-    processes = f"{_rows(count)} x {header.rounds} rounds, each a process of {header.warmup + header.steps} steps"
+    processes = f"{_rows(count)} x {_rounds(header.rounds)}, each a process of {header.warmup + header.steps} steps"
     if None in seconds or not seconds:
         return processes
     total = sum(filter(None, seconds)) * header.rounds * (header.warmup + header.steps)
@@ -165,3 +165,7 @@ def _words(found: Prediction) -> str:
 
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count} rows"
+
+
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"

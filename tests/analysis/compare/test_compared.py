@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from compare_records import MODE, POLICY, failed_prediction, gradient, header, prediction, run
 
-from bptool.analysis.compare.answers import compared, diverged
+from bptool.analysis.compare.answers import compared
 from bptool.analysis.compare.entries import Entry
+from bptool.analysis.compare.row_figures import diverged
 
 GIB = 2**30
 
