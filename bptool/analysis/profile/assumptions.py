@@ -15,7 +15,7 @@ HEAVY = 0.5
 
 def assumptions(question: Question, admitted: Admission, measurement: Measurement, depths: Sequence[int]) -> list[str]:
     """Sentences."""
-    sentences = [*question.machine.assumptions] if question.machine.gpu else []
+    sentences = [*question.assumptions, *(question.machine.assumptions if question.machine.gpu else ())]
     if admitted.refusal and admitted.expected:
         sentences.append(f"counted, {admitted.refusal}")
     if admitted.note:
