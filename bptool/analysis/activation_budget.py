@@ -108,14 +108,15 @@ def settled(config: Config, workload: Workload, machine: Machine) -> Settled:
 
 
 def with_plan(question: Question) -> Question:
-    """The same question, with a plan in the place of a budget.
+    """The same question, with a plan in the place of a budget, and what it is among the assumptions.
 
     Raises:
         BudgetTooSmall: even the most frugal plan holds more.
         TargetError: the user's model does what fake tensors cannot.
     """
-    config, workload, _ = settled(question.config, question.workload, question.machine)
-    return replace(question, config=config, workload=workload)
+    config, workload, found = settled(question.config, question.workload, question.machine)
+    chosen = (found.sentence,) if found else ()
+    return replace(question, config=config, workload=workload, assumptions=(*question.assumptions, *chosen))
 
 
 def planned(config: Config, workload: Workload, machine: Machine) -> Planned:

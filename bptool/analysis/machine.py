@@ -20,6 +20,7 @@ from bptool.instruments.cuda_memory import cublas_workspace_bytes, cuda_scratch
 from bptool.instruments.cuda_stand_in import standing_in_for_cuda
 from bptool.instruments.memory_ledger import MemoryLedger
 from bptool.model.alike import abridging
+from bptool.training.postponed_compiler import postpone_compiler
 
 _CPU = torch.device("cpu")
 _PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format))
@@ -96,6 +97,7 @@ class Machine:
     @contextmanager
     def pretended(self) -> Iterator[None]:
         """Fake tensors that behave as this device's."""
+        postpone_compiler()
         with (
             FakeTensors() if self.fake else nullcontext(),
             standing_in_for_cuda(self.gpu) if self.gpu else nullcontext(),

@@ -20,6 +20,7 @@ class Question:
     Attributes:
         target, settings: in the user's words.
         code: where the user's own model is; None for the built-in transformer.
+        assumptions: what was taken for granted to know the step, in sentences.
     """
 
     target: str
@@ -28,6 +29,7 @@ class Question:
     workload: Workload
     machine: Machine
     code: CodeTarget | None = None
+    assumptions: tuple[str, ...] = ()
 
 
 def ask(
@@ -46,4 +48,4 @@ def ask(
     named = asked.config.training.device.partition(":")[0] if device == "auto" else device
     machine = machine_named(named, gpu)
     workload = load_workload(asked.code) if asked.code else transformer_workload(asked.config)
-    return Question(asked.words, asked.overrides, asked.config, workload, machine, asked.code)
+    return Question(asked.words, asked.overrides, asked.config, workload, machine, asked.code, asked.notes)

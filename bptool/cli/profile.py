@@ -50,6 +50,10 @@ class _Files:
         if self.tensorboard:
             yield from sorted(self.tensorboard.glob("events.out.tfevents.*"))[:1]
 
+    def given(self) -> list[str]:
+        """The options of the two files."""
+        return [option for option, file in {"--html": self.html, "--trace": self.trace}.items() if file]
+
     def about_time(self) -> Iterator[str]:
         """The options that need a step that is run."""
         if self.trace:
@@ -100,7 +104,7 @@ def profile(
     for warning in profiled.result.warnings:
         say(f"warning: {warning}")
     _write(files, profiled)
-    typer.echo(profiled.result.json_text() if json else _text(profiled.result))
+    typer.echo(profiled.result.json_text() if json else _text(profiled.result, files.given()))
     if profiled.result.interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -147,7 +151,7 @@ def _write(files: _Files, profiled: Profiled) -> None:
         say(f"wrote {files.tensorboard}: tensorboard --logdir {shlex.quote(str(files.tensorboard))}")
 
 
-def _text(result: ProfileResult) -> str:
+def _text(result: ProfileResult, given: list[str]) -> str:
     """The report with its picture, as wide as the terminal, coloured where a person reads it."""
     import shutil
 
@@ -162,4 +166,4 @@ def _text(result: ProfileResult) -> str:
     drawn = icicle(cost_tree(result.modules), width=width, colored=console.is_terminal and not console.no_color)
     with console.capture() as capture:
         console.print(drawn, end="", soft_wrap=True)
-    return render(result, width=width, picture=capture.get())
+    return render(result, width=width, picture=capture.get(), given=given)

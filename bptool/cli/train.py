@@ -47,7 +47,7 @@ def train(
     from bptool.training.interruption import leave, watching
     from bptool.training.opening import open_new, open_resumed
 
-    opened = open_resumed(resume, target, overrides, note) if resume else open_new(target, overrides, force=force)
+    opened = open_resumed(resume, target, overrides, note) if resume else open_new(target, overrides, note, force=force)
     say(f"{opened.folder.path}: reading the data, predicting the memory")
 
     def interrupted(number: int) -> None:

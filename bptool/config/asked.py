@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bptool.config.loading import load_config
+from bptool.config.loading import load
 from bptool.config.schema import Config
 from bptool.config.target import CodeTarget, Target, resolve_target
 from bptool.errors import UsageError
@@ -17,12 +17,14 @@ class Asked:
 
     Attributes:
         words, overrides: as the user typed them; the target's own name where nothing was typed.
+        notes: what was taken for granted to make the config complete, in sentences.
     """
 
     words: str
     overrides: tuple[str, ...]
     target: Target
     config: Config
+    notes: tuple[str, ...] = ()
 
     @property
     def code(self) -> CodeTarget | None:
@@ -40,10 +42,10 @@ def read_command_line(target_text: str | None, overrides: Sequence[str], *, comm
         UsageError: the config is wrong, or it names the user's own code, which is run only when it is the TARGET.
     """
     target = resolve_target(target_text)
-    config = load_config(target, overrides)
+    config, notes = load(target, overrides)
     if config.run.workload and not isinstance(target, CodeTarget):
         raise UsageError(
             f"{target} names the user's own model in run.workload, and code is run only when it is the TARGET",
             f"bptool {command} {config.run.workload}",
         )
-    return Asked(target_text or target.name, tuple(overrides), target, config)
+    return Asked(target_text or target.name, tuple(overrides), target, config, notes)

@@ -6,11 +6,11 @@ models share. Whether a family can express a model is no second list: its config
 
 from __future__ import annotations
 
-from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from bptool.config.huggingface_defaults import defaults_taken, value_at
 from bptool.config.huggingface_families import FAMILIES, PARTS, Family
 from bptool.config.huggingface_rope import ROPE_KEYS, read_rope, used_keys, write_rope
 from bptool.config.huggingface_window import read_window, write_window
@@ -18,12 +18,25 @@ from bptool.config.keys import flatten, nest
 from bptool.config.schema import AUTO, MlaSettings, ModelSettings, MoeSettings, RopeSettings, Section
 from bptool.errors import ConfigError, UsageError, nearest
 
-__all__ = ["FAMILIES", "huggingface_config", "model_settings_from_huggingface"]
+__all__ = ["FAMILIES", "Reading", "huggingface_config", "model_settings_from_huggingface", "read_huggingface"]
 
 JsonObject = dict[str, Any]
 
 
+class Reading(NamedTuple):
+    """What a config.json says, and what had to be taken where it says nothing."""
+
+    settings: ModelSettings
+    defaults: dict[str, str]
+    """Keys of `[model]` that the file leaves out -> its own key with the family's default: `rope_theta = 10000.0`."""
+
+
 def model_settings_from_huggingface(config: JsonObject, source: str) -> ModelSettings:
+    """The same without what it was read from."""
+    return read_huggingface(config, source).settings
+
+
+def read_huggingface(config: JsonObject, source: str) -> Reading:
     """The `[model]` that a config.json describes.
 
     Args:
@@ -42,9 +55,11 @@ def model_settings_from_huggingface(config: JsonObject, source: str) -> ModelSet
     if name not in names:
         hint = nearest(name, names)
         raise ConfigError(source, [f"model_type = '{name}' is not a known family; known are {known}{hint}"])
+    family = FAMILIES[PARTS.get(name, name)]
     if name in PARTS:
-        return _read(FAMILIES[PARTS[name]], _text_part(config, source), source)
-    return _read(FAMILIES[name], config, source)
+        config = _text_part(config, source)
+    settings = _read(family, config, source)
+    return Reading(settings, defaults_taken(family, config, settings))
 
 
 def huggingface_config(settings: ModelSettings) -> JsonObject:
@@ -98,10 +113,21 @@ def _read(family: Family, config: JsonObject, source: str) -> ModelSettings:
     except ValidationError as error:
         # Where some keys are known to be wrong, neither a rule over several nor what follows from others says more.
         told = [one for one in error.errors() if one["input"] != AUTO and (one["loc"] or not problems)]
-        raise ConfigError(source, problems + [_in_their_words(family, one) for one in told]) from None
+        remedy = _write_out(family, config) if any(one["type"] == "value_error" for one in told) else ""
+        raise ConfigError(source, problems + [_in_their_words(family, one) for one in told], remedy) from None
     if problems:
         raise ConfigError(source, problems)
     return settings
+
+
+def _write_out(family: Family, config: JsonObject) -> str:
+    """What to do where keys contradict each other, of which some were not written."""
+    taken = [
+        f"{spellings[0]} = {family.defaults[ours]}"
+        for ours, spellings in family.keys.items()
+        if family.defaults.get(ours, AUTO) != AUTO and not any(key in config for key in spellings)
+    ]
+    return f"the file leaves these out, and the family's defaults were taken: {', '.join(taken)}" if taken else ""
 
 
 def _read_keys(family: Family, config: JsonObject, problems: list[str]) -> JsonObject:
@@ -111,7 +137,8 @@ def _read_keys(family: Family, config: JsonObject, problems: list[str]) -> JsonO
         if not found and ours in family.null_is_zero and any(key in config for key in spellings):
             values[ours] = 0
         elif not found and ours not in family.defaults:
-            problems.append(f"{spellings[0]} is missing")
+            missing = f"{spellings[0]} is missing"
+            problems += [missing] if missing not in problems else []  # one key of theirs may be two of ours
         else:
             values[ours] = found[0] if found else family.defaults[ours]
     return values
@@ -159,10 +186,10 @@ def _in_their_words(family: Family, error: Any) -> str:
 def _write(name: str, family: Family, settings: ModelSettings) -> JsonObject:
     config: JsonObject = {"model_type": name, "architectures": [family.architecture]}
     for ours, spellings in family.keys.items():
-        value = _value(settings, ours)
+        value = value_at(settings, ours)
         config[spellings[0]] = None if ours in family.null_is_zero and not value else value
-    config |= {key: _value(settings, ours) for ours, keys in family.joined.items() for key in keys}
-    config |= {key: _value(settings, ours) for key, ours in family.besides.items()}
+    config |= {key: value_at(settings, ours) for ours, keys in family.joined.items() for key in keys}
+    config |= {key: value_at(settings, ours) for key, ours in family.besides.items()}
     names = [theirs for theirs, ours in family.activations.items() if ours == settings.activation]
     config[family.activation_key] = names[0] if names else None
     if family.dense_blocks:
@@ -174,15 +201,11 @@ def _write(name: str, family: Family, settings: ModelSettings) -> JsonObject:
     return config | dict(family.only) | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
-def _value(settings: ModelSettings, dotted: str) -> Any:
-    return reduce(getattr, dotted.split("."), settings)
-
-
 def _lost(settings: ModelSettings, family: Family, written: JsonObject) -> list[str]:
     """Our keys, with their values, that are not the same after a way through the family's config.json."""
     if settings.d_model % settings.n_heads:
         return [f"d_model = {settings.d_model}, which n_heads = {settings.n_heads} does not divide"]
-    without = [f"{key} = 0" for key in family.needs if not _value(settings, key)]
+    without = [f"{key} = 0" for key in family.needs if not value_at(settings, key)]
     try:
         got = _arithmetic(_read(family, written, "config.json"))
     except ConfigError as error:

@@ -88,17 +88,15 @@ _UNBIASED = {"attention_bias": False, "attention_dropout": 0.0}
 _GEMMA_ONLY = {**_UNBIASED, "use_bidirectional_attention": False}
 
 
-def _defaults(
-    n_layers: int, d_model: int, n_heads: int, n_kv_heads: Any, d_ff: int, vocab_size: int, context_length: int
-) -> dict[str, Any]:
-    """The shape of transformers' config class, and what nearly all of them share."""
+def _defaults(n_heads: int, n_kv_heads: Any, vocab_size: int, context_length: int) -> dict[str, Any]:
+    """What nearly all of transformers' config classes share.
+
+    Their depths and widths are left out: they differ between a family's models, and a guess would be another model.
+    """
     return {
-        "n_layers": n_layers,
-        "d_model": d_model,
         "n_heads": n_heads,
         "n_kv_heads": n_kv_heads,
         "head_dim": AUTO,
-        "d_ff": d_ff,
         "vocab_size": vocab_size,
         "context_length": context_length,
         "norm_eps": 1e-6,
@@ -163,7 +161,7 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": Family(
         architecture="MistralForCausalLM",
         keys=_SHAPE | _HEAD_DIM,
-        defaults=_defaults(32, 4096, 32, 8, 14336, 32000, 131072),
+        defaults=_defaults(32, 8, 32000, 131072),
         fixed=_LLAMA_LIKE,
         activation_key="hidden_act",
         activations=_SILU,
@@ -173,7 +171,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": Family(
         architecture="Qwen2ForCausalLM",
         keys=_SHAPE,
-        defaults=_defaults(32, 4096, 32, 32, 22016, 151936, 32768),
+        defaults=_defaults(32, 32, 151936, 32768),
         fixed=_LLAMA_LIKE | {"qkv_bias": True},
         activation_key="hidden_act",
         activations=_SILU,
@@ -183,7 +181,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
         keys=_SHAPE | _HEAD_DIM,
-        defaults=_defaults(32, 4096, 32, 32, 22016, 151936, 32768) | {"head_dim": 128},
+        defaults=_defaults(32, 32, 151936, 32768) | {"head_dim": 128},
         fixed=_LLAMA_LIKE | {"qk_norm": True},
         activation_key="hidden_act",
         activations=_SILU,
@@ -193,7 +191,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma": Family(
         architecture="GemmaForCausalLM",
         keys=_SHAPE | _HEAD_DIM,
-        defaults=_defaults(28, 3072, 16, 16, 24576, 256000, 8192) | {"head_dim": 256, "tied_embeddings": True},
+        defaults=_defaults(16, 16, 256000, 8192) | {"head_dim": 256, "tied_embeddings": True},
         fixed=_GEMMA_LIKE,
         # The files of the first releases say gelu and mean its approximation, with which they were trained.
         activation_key="hidden_act",
@@ -209,7 +207,7 @@ FAMILIES: Mapping[str, Family] = {
             "attention_softcap": ("attn_logit_softcapping",),
             "logit_softcap": ("final_logit_softcapping",),
         },
-        defaults=_defaults(26, 2304, 8, 4, 9216, 256000, 8192)
+        defaults=_defaults(8, 4, 256000, 8192)
         | {"head_dim": 256, "tied_embeddings": True, "query_scale_dim": 256}
         | {"attention_softcap": 50.0, "logit_softcap": 30.0},
         fixed=_GEMMA_LIKE | {"post_norm": True},
@@ -222,8 +220,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": Family(
         architecture="Gemma3ForCausalLM",
         keys=_SHAPE | _HEAD_DIM | {"query_scale_dim": ("query_pre_attn_scalar",)},
-        defaults=_defaults(26, 2304, 8, 4, 9216, 262208, 131072)
-        | {"head_dim": 256, "tied_embeddings": True, "query_scale_dim": 256},
+        defaults=_defaults(8, 4, 262208, 131072) | {"head_dim": 256, "tied_embeddings": True, "query_scale_dim": 256},
         fixed=_GEMMA_LIKE | {"post_norm": True, "qk_norm": True},
         activation_key="hidden_activation",
         activations={"gelu_pytorch_tanh": "geglu-tanh", "gelu_new": "geglu-tanh"},
@@ -243,8 +240,7 @@ FAMILIES: Mapping[str, Family] = {
             "moe.n_active": ("num_experts_per_tok",),
             "moe.auxiliary_loss": ("router_aux_loss_coef",),
         },
-        defaults=_defaults(32, 4096, 32, 8, 14336, 32000, 131072)
-        | {"norm_eps": 1e-5, "moe.d_expert": 14336, "moe.n_experts": 8, "moe.n_active": 2, "moe.auxiliary_loss": 0.001},
+        defaults=_defaults(32, 8, 32000, 131072) | {"norm_eps": 1e-5, "moe.n_active": 2, "moe.auxiliary_loss": 0.001},
         fixed=_LLAMA_LIKE,
         activation_key="hidden_act",
         activations=_SILU,
@@ -264,8 +260,8 @@ FAMILIES: Mapping[str, Family] = {
             "moe.normalized": ("norm_topk_prob",),
             "moe.auxiliary_loss": ("router_aux_loss_coef",),
         },
-        defaults=_defaults(24, 2048, 32, 4, 6144, 151936, 32768)
-        | {"moe.d_expert": 768, "moe.n_experts": 128, "moe.n_active": 8, "moe.normalized": False}
+        defaults=_defaults(32, 4, 151936, 32768)
+        | {"moe.n_active": 8, "moe.normalized": False}
         | {"moe.auxiliary_loss": 0.001},
         fixed=_LLAMA_LIKE | {"qk_norm": True},
         activation_key="hidden_act",
@@ -296,9 +292,9 @@ FAMILIES: Mapping[str, Family] = {
             "moe.n_active_groups": ("topk_group",),
             "moe.auxiliary_loss": ("aux_loss_alpha", "router_aux_loss_coef"),
         },
-        defaults=_defaults(61, 7168, 128, AUTO, 18432, 129280, 4096)
+        defaults=_defaults(128, AUTO, 129280, 4096)
         | {"mla.q_rank": 1536, "mla.kv_rank": 512, "mla.nope_dim": 128, "mla.rope_dim": 64, "mla.value_dim": 128}
-        | {"moe.d_expert": 2048, "moe.n_experts": 256, "moe.n_active": 8, "moe.n_shared": 1, "moe.n_dense_layers": 3}
+        | {"moe.n_active": 8, "moe.n_shared": 1, "moe.n_dense_layers": 3}
         | {"moe.normalized": True, "moe.weight_scale": 2.5, "moe.n_groups": 8, "moe.n_active_groups": 4}
         | {"moe.auxiliary_loss": 0.001},
         fixed=_LLAMA_LIKE | {"moe.router": "sigmoid"},

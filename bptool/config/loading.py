@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bptool.config.keys import all_keys, dotted, flatten, shown
 from bptool.config.overrides import COMMAND_LINE, parse_overrides
@@ -16,13 +16,25 @@ from bptool.config.schema import Config
 from bptool.config.target import CodeTarget, FileTarget, PresetTarget, Target
 from bptool.errors import ConfigError, StorageError
 
-__all__ = ["all_keys", "dotted", "load_config", "parse_config"]
+__all__ = ["Loaded", "all_keys", "dotted", "load", "load_config", "parse_config"]
 
 # Pickles are refused when they are to be read; passed over, they would leave random weights in their place.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
+class Loaded(NamedTuple):
+    """A config, and what was taken for granted to make it complete, in sentences."""
+
+    config: Config
+    notes: tuple[str, ...]
+
+
 def load_config(target: Target, overrides: Sequence[str]) -> Config:
+    """The same as `load`, without the notes."""
+    return load(target, overrides).config
+
+
+def load(target: Target, overrides: Sequence[str]) -> Loaded:
     """The settings of `target` with the command line's KEY=VALUEs on top, and defaults where neither says.
 
     Raises:
@@ -30,18 +42,22 @@ def load_config(target: Target, overrides: Sequence[str]) -> Config:
         StorageError: a file that cannot be read.
     """
     changes = parse_overrides(overrides)
+    taken: dict[str, str] = {}
     match target:
         case CodeTarget():
             values: dict[str, Any] = {"run": {"workload": str(target)}}
         case PresetTarget():
             values = _parse_toml(preset_text(target.name), str(target))
         case FileTarget():
-            values = _read_settings(target.path)
+            values, taken = _read_settings(target.path)
     settings = flatten(values) | changes
     workload = settings.get("run.workload")
     if workload and isinstance(workload, str):
         _refuse_own_model(workload, changes)
-    return parse_config(settings, str(target), changes.keys())
+    config = parse_config(settings, str(target), changes.keys())
+    still = [words for key, words in taken.items() if key not in changes]
+    note = f"{target} leaves out keys, and its family's defaults were taken: {', '.join(still)}"
+    return Loaded(config, (note,) if still else ())
 
 
 def parse_config(values: Mapping[str, Any], source: str, from_command_line: Set[str] = frozenset()) -> Config:
@@ -76,27 +92,31 @@ def _refuse_own_model(workload: str, changes: Mapping[str, Any]) -> None:
         raise ConfigError(COMMAND_LINE, problems, f"Make the change in {workload.rpartition(':')[0]}")
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The file's settings, and of those that it left to its family the keys with words for what was taken."""
     file = path / "config.json" if path.is_dir() else path
     text = _read_text(file)
     if file.suffix == ".toml":
-        return _parse_toml(text, str(file))
+        return _parse_toml(text, str(file)), {}
     values = _parse_json(text, str(file))
     if "run" in values and "training" in values:  # a run's own config.json
-        return values
+        return values, {}
     return _huggingface_settings(values, file, folder=path if path.is_dir() else None)
 
 
-def _huggingface_settings(values: dict[str, Any], file: Path, folder: Path | None) -> dict[str, Any]:
+def _huggingface_settings(
+    values: dict[str, Any], file: Path, folder: Path | None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The shape in a Hugging Face config.json, with the weights and the tokenizer that `folder` holds."""
-    from bptool.config.huggingface import model_settings_from_huggingface
+    from bptool.config.huggingface import read_huggingface
 
-    settings: dict[str, Any] = {"model": model_settings_from_huggingface(values, str(file)).model_dump()}
+    read = read_huggingface(values, str(file))
+    settings: dict[str, Any] = {"model": read.settings.model_dump()}
     if folder and any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
         settings["model"]["weights"] = str(folder)
     if folder and (folder / "tokenizer.json").is_file():
         settings["data"] = {"tokenizer": str(folder / "tokenizer.json")}
-    return settings
+    return settings, {f"model.{key}": words for key, words in read.defaults.items()}
 
 
 def _read_text(file: Path) -> str:

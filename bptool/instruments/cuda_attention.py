@@ -137,7 +137,7 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A boolean mask as what is added to the scores."""
     if mask is None or mask.dtype != torch.bool:
         return mask
-    return torch.where(mask, 0.0, torch.tensor(-torch.inf, dtype=dtype))
+    return torch.where(mask, 0.0, torch.full((), -torch.inf, dtype=dtype))
 
 
 def _aligned(mask_BHTS: Tensor) -> Tensor:

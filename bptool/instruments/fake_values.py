@@ -25,6 +25,6 @@ def value_of_fake(func: torch._ops.OpOverload, args: tuple[Any, ...], phase: str
         return None
     if phase == "optimizer":
         return 1.0
-    if not phase:
+    if not phase and args[0].constant is None:  # made of numbers, such as `torch.tensor(3)`: these are known
         return 0.0 if args[0].is_floating_point() else 0
     return None

@@ -18,12 +18,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
     FakeTensor,
 )  # no public name tells a fake tensor from a real one
 from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 
 from bptool.instruments.abridged_loop import abridged
+from bptool.instruments.fake_values import device_of_fake, value_of_fake
 from bptool.instruments.host_memory import stays_on_host
 from bptool.instruments.kept_numbers import MAY_SAVE_NUMBERS, KeptNumbers, saved_number_bytes
 from bptool.instruments.memory_trace import Allocation, Category, Event, MemoryTrace
@@ -35,7 +35,6 @@ Scratch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any]
 """Bytes that a device's kernel takes for itself during one operation, from its arguments and its result."""
 
 
-_DEVICE, _READ = torch.ops.prim.device.default, torch.ops.aten._local_scalar_dense.default
 _ADD = torch.ops.aten.add.Tensor
 
 
@@ -168,12 +167,14 @@ class MemoryLedger(TorchDispatchMode, Instrument):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is _DEVICE and isinstance(args[0], FakeTensor):
+        device = device_of_fake(func, args)
+        if device is not None:
             self._asked = id(args[0])
-            return args[0].fake_device  # asked for more often than all operations together
+            return device
+        value = value_of_fake(func, args, self._phases[-1] if self._phases else "")
+        if value is not None:
+            return value
         kwargs = kwargs or {}
-        if func is _READ:
-            return self._read(func, args)
         self._numbers.before_operation()
         result = func(*args, **kwargs)
         if not self._counts_host:
@@ -191,18 +192,6 @@ class MemoryLedger(TorchDispatchMode, Instrument):
             if n_bytes > 0:
                 self._free(self._allocate(n_bytes, _name(func), self._place(args), None))
         return result
-
-    def _read(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> Any:
-        """A tensor's value. A fake one has none; where no shape depends on it, anything will do."""
-        if self._phases[-1:] == ["optimizer"]:
-            return 1.0  # an update rule may scale by it (Adafactor)
-        try:
-            return func(*args)
-        except DataDependentOutputException:
-            if self._phases:
-                raise
-            # A model is being made: `trunc_normal_` draws until nothing is out of bounds, which nothing is then.
-            return 0.0 if args[0].is_floating_point() else 0
 
     def _note_number(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> int:
         """Bytes of the number that autograd keeps of this operation."""

@@ -6,7 +6,7 @@ Time is counted in events: an allocation, a release, or a phase that begins or e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
@@ -117,14 +117,19 @@ class MemoryTrace:
 
     def resized(self, size_of: Callable[[int], int]) -> MemoryTrace:
         """The same, with other sizes, by the allocations' indices."""
-        allocations = [replace(a, n_bytes=size_of(index)) for index, a in enumerate(self.allocations)]
+        # Not by `dataclasses.replace`, which takes three times as long.
+        allocations = [
+            Allocation(size_of(index), a.category, a.module, a.op, a.tensor, a.phase, a.born, a.died)
+            for index, a in enumerate(self.allocations)
+        ]
         events = []
-        for number, (index, _, step, phase, module, op) in enumerate(self.events):
-            delta = 0
+        for number, event in enumerate(self.events):
+            index, _, step, phase, module, op = event
             if index is not None:
-                size = allocations[index].n_bytes
-                delta = size if allocations[index].born == number else -size
-            events.append(Event(index, delta, step, phase, module, op))
+                resized = allocations[index]
+                delta = resized.n_bytes if resized.born == number else -resized.n_bytes
+                event = Event(index, delta, step, phase, module, op)
+            events.append(event)
         return MemoryTrace(allocations, events)
 
 

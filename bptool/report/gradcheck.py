@@ -25,7 +25,7 @@ def render(result: GradcheckResult) -> str:
         *([precision_text(result.precision)] if result.precision else []),
         aligned(_cost(result)),
         *([_sentences("made smaller for float64", result.sizes_cut)] if result.sizes_cut else []),
-        *([_sentences("left out", result.assumptions)] if result.assumptions else []),
+        *([_sentences("taken for granted, or left out", result.assumptions)] if result.assumptions else []),
         next_commands([_next(result)]),
         *([] if result.passed else [f"not right: {', '.join(result.failures())}"]),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from bptool.analysis.profile.result import ProfileResult
 from bptool.report import profile_modules as modules
@@ -17,11 +17,12 @@ from bptool.units import format_count, format_duration, format_flops, format_rat
 _TREE_DEPTH = 4
 
 
-def render(profile: ProfileResult, *, width: int = 100, picture: str = "") -> str:
+def render(profile: ProfileResult, *, width: int = 100, picture: str = "", given: Collection[str] = ()) -> str:
     """The report, no line wider than `width` (40 or more) but for commands to paste.
 
     Args:
         picture: modules as an icicle, drawn already; empty: none.
+        given: options for files that were asked for, such as `--html`.
     """
     before = [
         sentence(headline(profile), width, ""),
@@ -39,7 +40,7 @@ def render(profile: ProfileResult, *, width: int = 100, picture: str = "") -> st
         *([_set(sheets.conventions(profile), width)] if profile.conventions else []),
         *_without_gradients(profile, width),
         *([_sentences("assuming", assumptions(profile), width)] if assumptions(profile) else []),
-        next_commands(_next(profile)),
+        next_commands(_next(profile, given)),
     ]
     return "\n\n".join([*map(visible, before), *drawn, *map(visible, after)])
 
@@ -62,8 +63,14 @@ def headline(profile: ProfileResult) -> str:
     stopped = f", interrupted after {_steps(profile)}" if profile.interrupted else ""
     return (
         f"{where}{stopped}: the backward takes {time.backward_over_forward:.2f}x the forward's time"
-        f" {interval}, {in_flops}"
+        f" {interval}, {in_flops}{_by_kind(profile)}"
     )
+
+
+def _by_kind(profile: ProfileResult) -> str:
+    """The ratio of times that the one of FLOPs is to be compared with, where that is another."""
+    ratio = profile.time.backward_over_forward_by_kind if profile.time else None
+    return "" if ratio is None else f"; with the loss's early gradients counted as backward: {ratio:.2f}x in time"
 
 
 def _steps(profile: ProfileResult) -> str:
@@ -168,13 +175,15 @@ def _sentences(title: str, words: Iterable[str], width: int) -> str:
     return "\n".join([title, *(sentence(one, width) for one in words)])
 
 
-def _next(profile: ProfileResult) -> Sequence[str]:
+def _next(profile: ProfileResult, given: Collection[str]) -> Sequence[str]:
     asked = shlex.join([profile.target, *profile.settings])
     gpu = f" --gpu {profile.gpu}" if profile.gpu else ""
     if profile.interrupted:
         return [f"bptool profile {asked}{gpu} --steps 3"]
-    if profile.time:
-        return [f"bptool profile {asked}{gpu} --html profile.html --trace profile.json"]
-    if profile.gpu:
+    wanted = {"--html": "profile.html", "--trace": "profile.json"}
+    files = [f"{option} {file}" for option, file in wanted.items() if option not in given]
+    if profile.time and files:
+        return [f"bptool profile {asked}{gpu} {' '.join(files)}"]
+    if profile.time or profile.gpu:
         return [f"bptool memory-estimate {asked}{gpu}"]
     return [f"bptool profile {asked}"]

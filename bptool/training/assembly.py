@@ -18,6 +18,7 @@ from bptool.training import activation_checkpoint
 from bptool.training.checkpoint import Checkpoint
 from bptool.training.instrument import Announcer
 from bptool.training.optimizers import build_optimizers
+from bptool.training.postponed_compiler import postpone_compiler
 from bptool.training.precision import Precision
 from bptool.training.schedule import learning_rate
 from bptool.training.seeds import derive_seed
@@ -62,6 +63,7 @@ def build_model(workload: Workload, device: torch.device, dtype: torch.dtype) ->
 
     Made in its dtype rather than converted to it: a conversion holds both at once, and fake tensors refuse it.
     """
+    postpone_compiler()  # a model on fake tensors or on `meta` would load it
     with torch.device(device), default_dtype(dtype):
         return workload.model()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bptool.config.asked import read_command_line
-from bptool.config.loading import load_config
+from bptool.config.loading import load
 from bptool.config.overrides import override, parse_overrides
 from bptool.config.schema import Config, RunSettings
 from bptool.config.target import CodeTarget, FileTarget, Target, resolve_target
@@ -41,8 +41,13 @@ class OpenedRun:
         self.folder.settle()
 
 
-def open_new(target_text: str | None, overrides: Sequence[str], *, force: bool) -> OpenedRun:
+def open_new(
+    target_text: str | None, overrides: Sequence[str], note: Callable[[str], None], *, force: bool
+) -> OpenedRun:
     """Make a new run's folder; without a name of its own it is named after the target.
+
+    Args:
+        note: told what was taken for granted, in sentences.
 
     Raises:
         UsageError: the config is wrong, or the folder holds a run already.
@@ -55,7 +60,10 @@ def open_new(target_text: str | None, overrides: Sequence[str], *, force: bool) 
         stem = asked.target.name or "run"
         name = stem if force else free_name(config.run.directory, stem)
         config = override(config, {"run.name": name})
-    return OpenedRun(RunFolder.create(config, force=force), config, asked.code)
+    folder = RunFolder.create(config, force=force)
+    for sentence in asked.notes:
+        note(sentence)
+    return OpenedRun(folder, config, asked.code)
 
 
 def open_resumed(run: str, target_text: str | None, overrides: Sequence[str], note: Callable[[str], None]) -> OpenedRun:
@@ -77,8 +85,11 @@ def open_resumed(run: str, target_text: str | None, overrides: Sequence[str], no
             resume_command(run, before.run.workload),
         )
     own = {"run.name": path.name, "run.directory": str(path.parent), "run.workload": str(code or "")}
-    config = override(load_config(stored if code else target, overrides), own)  # code has a model, and no settings
+    loaded = load(stored if code else target, overrides)  # code has a model, and no settings
+    config = override(loaded.config, own)
     differences = check_resumable(before, config, changes.keys())
+    for sentence in loaded.notes:
+        note(sentence)
     for key, (old, new) in differences.items():
         note(f"{key}: {old} -> {new}")
     data_may_change = any(key.startswith("data.") for key in changes)

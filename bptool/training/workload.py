@@ -69,7 +69,7 @@ def transformer_workload(config: Config) -> Workload:
     def model() -> Transformer:
         transformer = build(
             settings,
-            device=torch.get_default_device(),
+            device=torch.empty(0).device,  # the default one; `get_default_device` makes a tensor of values to find out
             seed=derive_seed(config.run.seed, "weights"),
             dtype=torch.get_default_dtype(),
         )

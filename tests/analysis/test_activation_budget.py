@@ -13,7 +13,7 @@ from foreign_models import gpt2
 from small_runs import CPU, question_of, random_batches, same_bits, small_config
 from torch import Tensor, nn
 
-from bptool.analysis.activation_budget import BudgetTooSmall, Planned, planned, settled
+from bptool.analysis.activation_budget import BudgetTooSmall, Planned, planned, settled, with_plan
 from bptool.analysis.closed_forms.moments import end_of_forward
 from bptool.analysis.machine import THIS_CPU, Machine
 from bptool.analysis.memory.alternatives import nearest_fitting
@@ -171,3 +171,11 @@ def test_the_estimate_tells_the_plan_and_alternatives_come_with_theirs() -> None
     assert step.planned
     assert any(line.startswith("activation_checkpoint.plan=") for line in estimate(question, step).assumptions)
     assert all(one.total_expected_bytes <= 2**21 for one in nearest_fitting(question, wanted=1))
+
+
+def test_the_plan_is_among_what_a_question_takes_for_granted() -> None:
+    config = budgeted("1500KiB")
+    question = Question("tiny", (), config, transformer_workload(config), THIS_CPU, assumptions=("before",))
+    asked = with_plan(question)
+    assert asked.assumptions == ("before", planned(config, question.workload, THIS_CPU).sentence)
+    assert with_plan(replace(question, config=asked.config)).assumptions == ("before",)

@@ -45,7 +45,7 @@ class Recorder(Listener):
 
 
 def sitting(text: Path, *overrides: str, recorder: Recorder | None = None) -> TrainResult:
-    opened = open_new(None, [*SMALL, f"data.source={text}", *overrides], force=False)
+    opened = open_new(None, [*SMALL, f"data.source={text}", *overrides], print, force=False)
     with opened.folder:
         return Trainer(opened, print).train([recorder or Recorder()])
 

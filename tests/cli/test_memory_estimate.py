@@ -329,3 +329,19 @@ class TestMistakes:
         done = estimate(f"{file}:net", "--device", "cpu", "--validate")
         self.told(done, 2, "raised ValueError: no such head", "line 12, in forward", "fix it there, then run again")
         assert "--validate" not in done.err
+
+
+def test_a_configs_missing_keys_are_told(tmp_path: Path) -> None:
+    """The family's defaults in their place stand among the assumptions, but for those that are typed."""
+    config = {"model_type": "mistral", "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
+    config |= {"num_attention_heads": 8, "vocab_size": 99, "max_position_embeddings": 32, "head_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = estimate(str(tmp_path), "model.norm_eps=1e-5", "--json").result
+    told = next(sentence for sentence in found["assumptions"] if "leaves out keys" in sentence)
+    assert "num_key_value_heads = 8" in told
+    assert "rms_norm_eps" not in told
+    assert "num_key_value_heads = 8" in estimate(str(tmp_path)).out
+    del config["hidden_size"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused = estimate(str(tmp_path))
+    assert (refused.code, "hidden_size is missing" in refused.err) == (2, True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bptool.config.huggingface import FAMILIES, huggingface_config, model_settings_from_huggingface
+from bptool.config.huggingface import FAMILIES, huggingface_config, model_settings_from_huggingface, read_huggingface
 from bptool.config.schema import ModelSettings
 from bptool.errors import ConfigError
 from bptool.model.accounting import count_parameters
@@ -172,10 +172,83 @@ def test_published_models_come_back(name: str) -> None:
 NEW = [name for name in FAMILIES if name not in ("gpt2", "llama")]
 
 
+WIDTHS = ("num_hidden_layers", "hidden_size", "intermediate_size", "moe_intermediate_size")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def least(name: str) -> dict[str, Any]:
+    """What transformers' class writes, but for all that may be left out."""
+    config = transformers.AutoConfig.for_model(name).to_dict()
+    return {key: value for key, value in config.items() if key in ("model_type", *WIDTHS, *EXPERTS)}
+
+
 @pytest.mark.parametrize("name", NEW)
 def test_what_a_file_leaves_out_is_what_transformers_takes(name: str) -> None:
     config = transformers.AutoConfig.for_model(name).to_dict()
-    assert read({"model_type": name}) == read(config)
+    assert read(least(name)) == read(config)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_depth_and_widths_are_never_guessed(name: str) -> None:
+    wanted = least(name)
+    with pytest.raises(ConfigError) as caught:
+        read({"model_type": name})
+    missing = {problem.removesuffix(" is missing") for problem in caught.value.problems}
+    # Experts have two spellings, of which the family's own is named.
+    assert {key for key in missing if "expert" not in key} == {key for key in wanted if key in WIDTHS}
+    assert len(missing & {*EXPERTS}) == ("moe.n_experts" in FAMILIES[name].keys)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_what_is_taken_is_told_as_transformers_has_it(name: str) -> None:
+    """One key after another: a file that says it all leaves nothing to tell, and one that doesn't leaves that."""
+    config = transformers.AutoConfig.for_model(name).to_dict()
+    ropes = config.pop("rope_parameters")
+    full = {**config, "rope_theta": ropes.get("full_attention", ropes)["rope_theta"], "rope_local_base_freq": 10000.0}
+    # Neither is every class's attribute.
+    full["head_dim"] = full.get("head_dim") or full["hidden_size"] // full["num_attention_heads"]
+    full |= {"tie_word_embeddings": FAMILIES[name].defaults["tied_embeddings"]}
+    full |= {"aux_loss_alpha" if name == "deepseek_v3" else "router_aux_loss_coef": 0.001}
+    assert read_huggingface(full, "").defaults == {}
+    told = read_huggingface(least(name), "").defaults
+    for words in told.values():
+        key, _, value = words.partition(" = ")
+        assert value == str(full[key]).lower() if key in full else key == "sliding_window_pattern", words
+        one = {**full, key: None} if key not in ("attn_logit_softcapping", "final_logit_softcapping") else dict(full)
+        one.pop(key)
+        if key in full:
+            assert [*read_huggingface(one, "").defaults.values()] == [words]
+    assert {"n_heads", "vocab_size", "context_length", "norm_eps", "rope.theta", "activation"} <= told.keys()
+
+
+def test_a_contradiction_names_the_defaults_that_nobody_wrote() -> None:
+    config = {**least("mistral"), "hidden_size": 64, "num_attention_heads": 4, "head_dim": None, "rms_norm_eps": 1e-5}
+    with pytest.raises(ConfigError) as caught:
+        read(config)
+    assert "num_key_value_heads = 8" in caught.value.remedy
+    assert "num_attention_heads" not in caught.value.remedy
+    assert "rms_norm_eps" not in caught.value.remedy
+
+
+def test_a_null_that_is_a_value_is_not_told() -> None:
+    config = {**least("gemma2"), "final_logit_softcapping": None}
+    assert "attention_softcap" in read_huggingface(config, "").defaults
+    assert "logit_softcap" not in read_huggingface(config, "").defaults
+
+
+def test_of_published_files_only_what_they_leave_out_is_told() -> None:
+    def told(name: str) -> str:
+        return ", ".join(read_huggingface(PUBLISHED[name], "").defaults.values())
+
+    assert told("qwen3-8b") == ""
+    assert told("mixtral-8x7b") == "head_dim = 128"
+    assert told("gemma-7b") == "tie_word_embeddings = true"
+    gemma3 = told("gemma-3-4b")
+    assert gemma3.startswith("num_attention_heads = 8, num_key_value_heads = 4, vocab_size = 262208")
+    assert "max_position_embeddings = 131072" in gemma3
+    assert "rope_local_base_freq = 10000.0" in gemma3
+    assert "hidden_size" not in gemma3
+    assert "sliding_window =" not in gemma3
 
 
 def test_windows_and_ropes() -> None:
@@ -192,7 +265,11 @@ def test_windows_and_ropes() -> None:
     assert read({**PUBLISHED["mistral-7b-v0.1"], "sliding_window": None}).sliding_window == 0
 
 
-SMALL = {"num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2}
+SMALL = {
+    **{"num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2},
+    **{"intermediate_size": 64, "moe_intermediate_size": 16},
+    **{"num_local_experts": 8, "num_experts": 128, "n_routed_experts": 256},
+}
 
 
 @pytest.mark.parametrize(
@@ -240,7 +317,7 @@ def test_experts() -> None:
     assert read(other).moe == mixtral
     other = {key.replace("num_exp", "num_local_exp"): value for key, value in PUBLISHED["qwen3-30b-a3b"].items()}
     assert read({**other, "num_experts_per_tok": 8}).moe == qwen
-    assert read({"model_type": "qwen3_moe", "mlp_only_layers": [0, 1]}).moe.n_dense_layers == 2
+    assert read({**PUBLISHED["qwen3-30b-a3b"], "mlp_only_layers": [0, 1]}).moe.n_dense_layers == 2
 
 
 def test_latent_attention() -> None:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bptool.config.asked import read_command_line
 from bptool.config.loading import load_config, parse_config
 from bptool.config.schema import Config, ModelSettings
 from bptool.config.target import CodeTarget, resolve_target
@@ -140,12 +141,13 @@ class TestHuggingFace:
 
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        def settings(config: dict[str, Any], source: str) -> ModelSettings:
+        def reading(config: dict[str, Any], source: str) -> SimpleNamespace:
             assert source == str(tmp_path / "config.json")
-            return ModelSettings(n_layers=config["n_layer"], d_model=64, n_heads=2, context_length=32)
+            settings = ModelSettings(n_layers=config["n_layer"], d_model=64, n_heads=2, context_length=32)
+            return SimpleNamespace(settings=settings, defaults={"n_heads": "n_head = 2", "d_ff": "n_inner = 256"})
 
         module = ModuleType("bptool.config.huggingface")
-        monkeypatch.setattr(module, "model_settings_from_huggingface", settings, raising=False)
+        monkeypatch.setattr(module, "read_huggingface", reading, raising=False)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 3}', "utf-8")
         return tmp_path
@@ -167,6 +169,16 @@ class TestHuggingFace:
 
     def test_overrides_stand_over_it(self, folder: Path) -> None:
         assert load(folder, "model.n_layers=1").model.n_layers == 1
+
+    def test_what_the_file_leaves_out_is_noted_unless_it_was_typed(self, folder: Path) -> None:
+        def notes(*overrides: str) -> tuple[str, ...]:
+            return read_command_line(str(folder), overrides, command="train").notes
+
+        taken = f"{folder} leaves out keys, and its family's defaults were taken: "
+        assert notes() == (f"{taken}n_head = 2, n_inner = 256",)
+        assert notes("model.n_heads=4") == (f"{taken}n_inner = 256",)
+        assert notes("model.n_heads=4", "model.d_ff=9") == ()
+        assert read_command_line(None, [], command="train").notes == ()
 
 
 class TestCode:

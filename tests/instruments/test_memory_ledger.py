@@ -223,3 +223,10 @@ def test_fake_tensors_take_no_memory() -> None:
     events: Any = profiler.profiler.kineto_results
     allocated = [event.nbytes() for event in events.events() if event.name() == "[memory]"]
     assert sum(n for n in allocated if n > 0) < 2**20
+
+
+def test_a_models_own_numbers_are_read_and_others_are_not_known() -> None:
+    """While a model is made, `torch.tensor(3).item()` is 3 without values too; of what is computed nothing is known."""
+    with FakeTensorMode(), MemoryLedger():
+        assert torch.tensor(3).item() == 3
+        assert torch.linspace(0.5, 1, 4)[2].item() == 0

@@ -8,7 +8,7 @@ import pytest
 from profile_records import HOSTILE, deep_profile, hostile_profile, small_profile
 
 from bptool.analysis.profile.result import Duration, FiniteDifferences, ProfileResult
-from bptool.report.profile import render
+from bptool.report.profile import headline, render
 
 
 def block(profile: ProfileResult, title: str, width: int = 100) -> list[str]:
@@ -89,6 +89,24 @@ def test_time_without_flops_is_told_by_name() -> None:
     assert "embedding_dense_backward wgrad 9.60 ms" in text
     assert "native_layer_norm forward, recompute 1.50 ms" in text
     assert "0 FLOPs, 96.0 forwards of embedding" in text
+
+
+def test_the_next_command_writes_what_was_not_asked_for_yet() -> None:
+    def last(*given: str) -> str:
+        return render(small_profile(), given=given).splitlines()[-1].strip()
+
+    assert last("--html") == "bptool profile tiny --trace profile.json"
+    assert last("--trace") == "bptool profile tiny --html profile.html"
+    assert last("--trace", "--html") == "bptool memory-estimate tiny"
+
+
+def test_the_ratio_of_times_that_compares_with_the_one_of_flops() -> None:
+    profile = small_profile()
+    assert profile.time is not None
+    assert "early gradients" not in headline(profile)
+    times = profile.time.model_copy(update={"backward_over_forward_by_kind": 1.987})
+    said = headline(profile.model_copy(update={"time": times}))
+    assert said.endswith("; with the loss's early gradients counted as backward: 1.99x in time")
 
 
 def test_every_convention_and_the_headline_among_them() -> None:

@@ -18,7 +18,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def new(target: str | None = None, *overrides: str, force: bool = False) -> OpenedRun:
-    opened = open_new(target, overrides, force=force)
+    opened = open_new(target, overrides, print, force=force)
     opened.folder.close()
     return opened
 

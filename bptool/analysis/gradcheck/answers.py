@@ -39,6 +39,7 @@ class _Checked:
     target: GradientTarget
     device: torch.device
     sizes_cut: list[str]
+    notes: tuple[str, ...]
 
 
 def answer(
@@ -83,7 +84,9 @@ def _checked(found: Asked, seed: int) -> _Checked:
         made = load_gradient_target(found.code)
         workload = None if isinstance(made, GradientTarget) else made
         target = made if isinstance(made, GradientTarget) else workload_target(made, seed=seed, device=device)
-    return _Checked(found.words, found.overrides, config, found.code is None, workload, target, device, sizes_cut)
+    return _Checked(
+        found.words, found.overrides, config, found.code is None, workload, target, device, sizes_cut, found.notes
+    )
 
 
 def _with_model_checks(result: GradcheckResult, asked: _Checked, precision: str | None) -> GradcheckResult:
@@ -97,7 +100,7 @@ def _with_model_checks(result: GradcheckResult, asked: _Checked, precision: str 
     return result.model_copy(
         update={
             "identities": found.identities,
-            "assumptions": [*result.assumptions, *found.left_out],
+            "assumptions": [*asked.notes, *result.assumptions, *found.left_out],
             "precision": formats,
             "passed": result.passed and all(identity.holds for identity in found.identities),
         }

@@ -90,7 +90,7 @@ class GradcheckResult(Result):
         passed: no tensor is wrong, no probe and no identity fails, nothing is NaN, and the target is deterministic.
         seed: with it, the same directions are taken again.
         sizes_cut: what was made smaller so that float64 can afford it; empty: nothing.
-        assumptions: what was left out, and why.
+        assumptions: what was taken for granted or left out, and why.
         estimates: gradients that are estimates on purpose, beside the truth.
         precision: every gradient in another format beside float64's, where one was asked for.
     """

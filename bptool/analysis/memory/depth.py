@@ -166,6 +166,7 @@ class _Writer:
         self.origins: list[int] = []
         self._trace, self._places, self._more, self._ends = trace, places, more, ends
         self._here: dict[_Place, int] = {}
+        self._names: dict[tuple[str, int | None, int | None, int | None], str] = {}
 
     def copy(self, run: _Run, block: int | None) -> None:
         """Append a run's events.
@@ -206,10 +207,17 @@ class _Writer:
         self.events.append(Event(index, -self.allocations[index].n_bytes, event.step, event.phase, module, event.op))
 
     def _renamed(self, module: str, source: int | None, block: int | None, place: _Place | None) -> str:
-        found = _BLOCK.match(module) if source != block or source is None else None
-        if found is None:
+        if source == block and source is not None:
             return module
-        return f"blocks.{self._ends.moved(int(found[1]), source, block, place)}{module[found.end() :]}"
+        key = (module, source, block, None if place is None else place.part)
+        if key not in self._names:  # a run has hundreds of events in a few modules
+            found = _BLOCK.match(module)
+            self._names[key] = (
+                f"blocks.{self._ends.moved(int(found[1]), source, block, place)}{module[found.end() :]}"
+                if found
+                else module
+            )
+        return self._names[key]
 
 
 def _made_in(trace: MemoryTrace, run: _Run) -> Iterator[int]:

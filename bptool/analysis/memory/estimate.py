@@ -148,7 +148,7 @@ def _refusal(workload: str, error: Exception, *, fake: bool) -> TargetError:
 
 def _assumptions(question: Question, step: Simulated, overhead: Range) -> list[str]:
     machine, config = question.machine, question.config
-    sentences = [*machine.assumptions]
+    sentences = [*question.assumptions, *machine.assumptions]
     if step.depths:
         low, high, check = step.depths
         known = f"{low} and {high}, and so do {check}, as simulating them showed"

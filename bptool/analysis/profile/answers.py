@@ -19,9 +19,9 @@ from bptool.analysis.profile.measuring import Measurement, Plan, Progress, measu
 from bptool.analysis.profile.parts import flop_counts, module_costs, op_costs, phase_counts
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.ratio_terms import ratio_terms, recompute_terms
-from bptool.analysis.profile.reconciliation import typical, unexplained, with_durations, with_seconds
+from bptool.analysis.profile.reconciliation import ratio_by_kind, typical, unexplained, with_durations, with_seconds
 from bptool.analysis.profile.recorder_cost import recorder_cost_s
-from bptool.analysis.profile.result import Convention, ProfileResult
+from bptool.analysis.profile.result import Convention, PhaseTimes, ProfileResult
 from bptool.analysis.profile.roofline import Rates, cpu_rates, gpu_rates, matmul_dtypes, under_roofs
 from bptool.analysis.profile.tally import tally_of
 from bptool.analysis.profile.timing import finite_differences, phase_times, units_per_s
@@ -130,7 +130,7 @@ def _units(question: Question) -> int:
 
 def _result(found: _Found) -> ProfileResult:
     question, tally, rates, measurement = found.question, found.counted.tally, found.rates, found.measurement
-    times = phase_times(measurement.timed) if measurement.timed else None
+    times = _times(found)
     per_s = units_per_s(measurement.timed) if measurement.timed else None
     line = rates.roofline if rates else None
     known = _with_mfu(found, per_s)
@@ -174,6 +174,14 @@ def _result(found: _Found) -> ProfileResult:
         warnings=warnings(found.admission, measurement, overhead),
         interrupted=measurement.interrupted,
     )
+
+
+def _times(found: _Found) -> PhaseTimes | None:
+    if not found.measurement.timed:
+        return None
+    times = phase_times(found.measurement.timed)
+    by_kind = ratio_by_kind(times, found.trace) if found.trace else None
+    return times.model_copy(update={"backward_over_forward_by_kind": by_kind})
 
 
 def _with_mfu(found: _Found, per_s: float | None) -> list[Convention]:

@@ -15,7 +15,7 @@ HEAVY = 0.5
 
 def assumptions(question: Question, admitted: Admission, measurement: Measurement, depths: Sequence[int]) -> list[str]:
     """Sentences."""
-    sentences = [*question.machine.assumptions] if question.machine.gpu else []
+    sentences = [*question.assumptions, *(question.machine.assumptions if question.machine.gpu else ())]
     if admitted.refusal and admitted.expected:
         sentences.append(f"counted, {admitted.refusal}")
     if admitted.note:
@@ -25,6 +25,11 @@ def assumptions(question: Question, admitted: Admission, measurement: Measuremen
         known = f"{low} and {high}, and so do {check}, as counting them showed"
         sentences.append(f"{question.workload.n_layers} layers follow from {known}")
     sentences += _of_counting(question)
+    if not measurement.traces and question.config.training.clip_norm:
+        sentences.append(
+            "the clip is counted with the multiply that scales the gradients, a FLOP an element; a step that finds"
+            " their norm below training.clip_norm does without"
+        )
     if measurement.timed:
         sentences += _of_timing(question)
     if measurement.traces:

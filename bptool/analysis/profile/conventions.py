@@ -7,7 +7,8 @@
     6 N + 12 L H Q T     and attention's two products over all T x T scores (Chowdhery et al. 2022, "PaLM", appendix B)
     6 N + 6 L H Q T      attention halved, as a causal mask leaves half of the scores (Dao 2023, "FlashAttention-2",
                          section 4.1)
-    executed             what is really done: attention's scores computed again, recomputation, missing gradients; HFU
+    executed             what is really done: attention's scores computed again, recomputation, missing gradients; HFU.
+                         All T x T scores are counted, also where a kernel leaves out those that a causal mask hides
 
 N, L, H, Q and T are parameters, layers, heads, head width and tokens of a sequence. Not one counts the optimizer.
 """
@@ -72,7 +73,7 @@ def _model(tally: Tally, units: int, headline: bool) -> Convention:
 
 
 def _executed(tally: Tally, units: int) -> Convention:
-    counts = "the same and what is recomputed: all that is done (HFU)"
+    counts = "the same and what is recomputed, attention over all T x T scores: all that is done (HFU)"
     return _convention(EXECUTED, "forward + dgrad + wgrad + recompute", counts, executed_flops(tally) / units)
 
 

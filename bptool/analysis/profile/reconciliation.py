@@ -67,6 +67,21 @@ def with_seconds(modules: Sequence[ModuleCost], trace: OperationTrace) -> list[M
     ]
 
 
+def ratio_by_kind(times: PhaseTimes, trace: OperationTrace) -> float | None:
+    """Backward over forward in time, gradients that the forward computes early counted as backward.
+
+    Their share of the forward is that of the recorded operations; None where there are none.
+    """
+    seconds = {True: 0.0, False: 0.0}
+    for operation in trace.operations:
+        if operation.phase == "forward":
+            seconds[operation.kind in ("dgrad", "wgrad")] += operation.outside_s + operation.duration_s
+    if not (seconds[True] and seconds[False]):
+        return None
+    early_s = times.forward.median_s * seconds[True] / (seconds[True] + seconds[False])
+    return (times.backward.median_s + early_s) / (times.forward.median_s - early_s)
+
+
 def with_durations(ops: Sequence[OpCost], trace: OperationTrace) -> list[OpCost]:
     """The table of operations with the seconds inside of each."""
     seconds: dict[tuple[str, str], float] = defaultdict(float)

@@ -58,6 +58,8 @@ class PhaseTimes(Record):
         recompute: None where nothing is recomputed.
         backward_over_forward: median of the steps' ratios, in time.
         backward_over_forward_low, backward_over_forward_high: a 95% interval of that median.
+        backward_over_forward_by_kind: the same with gradients that the forward computes early, as a fused loss does,
+            counted as backward, as their FLOPs are; None where no step was recorded or there are none.
     """
 
     step: Duration
@@ -70,6 +72,7 @@ class PhaseTimes(Record):
     backward_over_forward: float
     backward_over_forward_low: float
     backward_over_forward_high: float
+    backward_over_forward_by_kind: float | None = None
 
     def of(self, phase: str) -> Duration | None:
         """A phase's, by its name; None where the step has no such phase."""

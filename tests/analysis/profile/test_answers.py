@@ -273,3 +273,9 @@ def test_random_numbers_of_the_caller_are_not_what_matters() -> None:
     first = flops(run(plan=COUNT).result)
     torch.manual_seed(2)
     assert flops(run(plan=COUNT).result) == first
+
+
+@pytest.mark.parametrize("clip_norm", [0, 1])
+def test_a_counted_clip_is_told_where_there_is_one(clip_norm: float) -> None:
+    found = profile(question({"training.clip_norm": clip_norm}), COUNT).result
+    assert any("the clip is counted with" in sentence for sentence in found.assumptions) == bool(clip_norm)

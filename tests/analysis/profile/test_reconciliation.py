@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from profile_traces import module_costs, op_costs, operation, timed_trace, times, trace
 
-from bptool.analysis.profile.reconciliation import typical, unexplained, with_durations, with_seconds
+from bptool.analysis.profile.reconciliation import ratio_by_kind, typical, unexplained, with_durations, with_seconds
 
 
 class TestTypical:
@@ -39,6 +39,22 @@ class TestTypical:
     def test_of_all_different_ones_the_latest(self) -> None:
         steps = [timed_trace(("forward", module, 0, i)) for i, module in enumerate("abc")]
         assert [one.module for one in typical(steps).operations] == ["c"]
+
+
+class TestRatioByKind:
+    def test_early_gradients_go_to_the_backward(self) -> None:
+        """3 of 12 recorded seconds of the forward are gradients': of 8 timed ones 2, so (10 + 2) / (8 - 2)."""
+        steps = trace(
+            operation("mm", outside_s=1, duration_s=8),
+            operation("mm", outside_s=0.5, duration_s=1, kind="dgrad"),
+            operation("mm", outside_s=0.5, duration_s=1, kind="wgrad"),
+            operation("mm", outside_s=0, duration_s=40, kind="wgrad", phase="backward"),
+        )
+        assert ratio_by_kind(times(forward=8, backward=10), steps) == pytest.approx(2)
+
+    def test_without_any_there_is_no_other_ratio(self) -> None:
+        steps = trace(operation("mm", duration_s=8), operation("mm", duration_s=9, kind="dgrad", phase="backward"))
+        assert ratio_by_kind(times(), steps) is None
 
 
 class TestSeconds:
