@@ -17,7 +17,8 @@ Examples:
   bptool gradcheck
   bptool gradcheck gpt2 model.dropout=0.1 --seed 7
   bptool gradcheck my_kernel.py:layer_norm --json
-  bptool gradcheck tiny --precision bf16-mixed"""
+  bptool gradcheck tiny --precision bf16-mixed
+  bptool gradcheck my_kernel.py:layer_norm --mutate"""
 
 Seed = Annotated[
     int | None,
@@ -31,6 +32,10 @@ Precision = Annotated[
         help="Compare each gradient in this format with float64's too: fp32, tf32, bf16-mixed, bf16 or fp16-mixed.",
     ),
 ]
+Mutate = Annotated[
+    bool,
+    typer.Option("--mutate", help="Put known bugs into the target's own backward, and tell which the check catches."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +48,7 @@ def gradcheck(
     words: Words = None,
     seed: Seed = None,
     precision: Precision = None,
+    mutate: Mutate = False,
     keys: Keys = False,
     json: Json = False,
     debug: Debug = False,
@@ -56,11 +62,16 @@ def gradcheck(
     """
     target, overrides = split_words(words)
 
-    from bptool.analysis.gradcheck.answers import answer
+    from bptool.analysis.gradcheck.answers import Wanted, answer
     from bptool.report.gradcheck import render
+    from bptool.report.step_progress import counting_steps
 
-    with redirect_stdout(sys.stderr):  # what the user's own code prints is not our result
-        result = answer(target, overrides, seed=seed, precision=precision)
+    wanted = Wanted(precision=precision, mutate=mutate)
+    with (
+        redirect_stdout(sys.stderr),
+        counting_steps("bug") as done,
+    ):  # what the user's own code prints is not our result
+        result = answer(target, overrides, wanted, seed=seed, progress=done)
     typer.echo(result.json_text() if json else render(result))
     if not result.passed:
         raise typer.Exit(AnswerIsNo.exit_code)

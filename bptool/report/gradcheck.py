@@ -7,6 +7,7 @@ from collections import Counter
 
 from bptool.analysis.gradcheck.result import FAILING, GradcheckResult, TensorCheck
 from bptool.report.gradcheck_lesson import identities_text, precision_text
+from bptool.report.gradcheck_mutations import mutations_text
 from bptool.report.text import aligned, columns, next_commands
 from bptool.units import format_count, format_duration
 
@@ -23,6 +24,7 @@ def render(result: GradcheckResult) -> str:
         _probes(result),
         *([identities_text(result.identities)] if result.identities else []),
         *([precision_text(result.precision)] if result.precision else []),
+        *([mutations_text(result.mutations)] if result.mutations else []),
         aligned(_cost(result)),
         *([_sentences("made smaller for float64", result.sizes_cut)] if result.sizes_cut else []),
         *([_sentences("left out", result.assumptions)] if result.assumptions else []),

@@ -49,6 +49,15 @@ class Measured:
         return not abs(self.difference) > self.error_bar
 
 
+@dataclass(frozen=True)
+class Look:
+    """A direction that was measured; its names and its purpose draw it again."""
+
+    names: tuple[str, ...]
+    purpose: int
+    measured: Measured
+
+
 class Directions:
     """Directions from a subject's seed, at the point where its leaves are now.
 

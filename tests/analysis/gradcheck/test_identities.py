@@ -179,8 +179,8 @@ class TestResidual:
 
 
 def check_residual(config: Any, workload: Workload) -> Identity:
-    from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand
     from bptool.analysis.gradcheck.identities.residual import ResidualPaths
+    from bptool.analysis.gradcheck.model_at_hand import ModelAtHand
 
     at_hand = ModelAtHand(config, workload, True, 0, torch.device("cpu"))
     model = at_hand.exact_model().eval()
