@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bptool.cli.guard import guarded
+from bptool.cli.guard import guarded, note
 from bptool.cli.words import Debug, Json, Keys, Words, split_words
 from bptool.errors import AnswerIsNo
 
@@ -62,7 +62,7 @@ def gradcheck(
     """
     target, overrides = split_words(words)
 
-    from bptool.analysis.gradcheck.answers import Wanted, answer
+    from bptool.analysis.gradcheck.answers import Listener, Wanted, answer
     from bptool.report.gradcheck import render
     from bptool.report.step_progress import counting_steps
 
@@ -71,7 +71,17 @@ def gradcheck(
         redirect_stdout(sys.stderr),
         counting_steps("bug") as done,
     ):  # what the user's own code prints is not our result
-        result = answer(target, overrides, wanted, seed=seed, progress=done)
+        result = answer(target, overrides, wanted, seed=seed, listener=Listener(_expected, done))
     typer.echo(result.json_text() if json else render(result))
     if not result.passed:
         raise typer.Exit(AnswerIsNo.exit_code)
+
+
+def _expected(all_s: float, pass_s: float) -> None:
+    """Before a long wait, how long it is and what makes it shorter."""
+    from bptool.units import format_duration
+
+    note(
+        f"a forward and backward takes {format_duration(pass_s)} in float64, so this takes about"
+        f" {format_duration(all_s)}; fewer layers or shorter inputs of the same kind have the same formulas"
+    )

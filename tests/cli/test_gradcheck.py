@@ -226,3 +226,11 @@ def test_the_built_in_transformer_has_thirty_bugs_and_the_time_is_counted(here: 
     assert cost["identities_s"] > 0
     assert cost["mutations_s"] > 0
     assert cost["check_s"] > cost["identities_s"] + cost["mutations_s"]
+
+
+def test_a_long_wait_is_announced(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bptool.analysis.gradcheck import answers
+
+    assert "so this takes about" not in invoke("gradcheck", "mine.py:workload").err
+    monkeypatch.setattr(answers, "LONG_S", 0.0)
+    assert "in float64, so this takes about" in invoke("gradcheck", "mine.py:workload").err

@@ -13,7 +13,7 @@ from bptool.analysis.gradcheck.check import examine, fresh_seed
 from bptool.analysis.gradcheck.further import Trained, with_identities, with_mutations, with_precision
 from bptool.analysis.gradcheck.result import GradcheckResult
 from bptool.analysis.gradcheck.shrink import shrunk
-from bptool.analysis.gradcheck.workloads import workload_target
+from bptool.analysis.gradcheck.workloads import affordable, workload_target
 from bptool.config.asked import Asked, read_command_line
 from bptool.config.schema import PrecisionSettings
 from bptool.errors import OutOfMemory, UsageError, nearest
@@ -21,7 +21,10 @@ from bptool.hardware import resolve_device
 from bptool.training.gradient_target import GradientTarget
 from bptool.training.seeds import derive_seed
 from bptool.training.user_code import load_gradient_target, users_errors
-from bptool.training.workload import Workload, transformer_workload
+from bptool.training.workload import transformer_workload
+
+LONG_S = 30.0
+"""Whoever waits longer is told so before it begins."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,27 @@ class Wanted:
 
     precision: str | None = None
     mutate: bool = False
+
+    def passes(self, *, step: bool) -> int:
+        """Forwards and backwards that this takes beside the check, about.
+
+        Args:
+            step: whether there is a training step, whose identities are checked.
+        """
+        return (50 if step else 0) + (100 if self.mutate else 0)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who waits for the answer.
+
+    Attributes:
+        expected: told, where it takes long, how long it will: seconds in all, and of one forward and backward.
+        tried: told how many of the known bugs were tried, of how many.
+    """
+
+    expected: Callable[[float, float], None] = lambda all_s, pass_s: None
+    tried: Callable[[int, int], None] = lambda done, of: None
 
 
 @dataclass(frozen=True)
@@ -54,13 +78,13 @@ def answer(
     wanted: Wanted,
     *,
     seed: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    listener: Listener | None = None,
 ) -> GradcheckResult:
     """Check the target's gradients, and the identities of backpropagation in it.
 
     Args:
         seed: of the directions; None: a fresh one.
-        progress: told how many of the known bugs were tried, of how many.
+        listener: is told what there is to wait for.
 
     Raises:
         UsageError: the command line or the config is wrong, or the target cannot be checked.
@@ -69,6 +93,7 @@ def answer(
     """
     _known(wanted.precision)
     command_line = read_command_line(target_text, overrides, command="gradcheck")
+    listener = listener or Listener()
     seed = fresh_seed() if seed is None else seed
     torch.manual_seed(derive_seed(seed, "target"))  # sample inputs are a function of the seed, as the directions are
     with users_errors(command_line.code), _memory_errors(command_line.words):
@@ -78,27 +103,39 @@ def answer(
                 f"--precision {wanted.precision} compares training steps, and {asked.words} is a function without one",
                 "give it a TARGET that returns a Workload",
             )
+        more = wanted.passes(step=asked.trained is not None)
+
+        def expected(pass_s: float, passes: int) -> None:
+            if (passes + more) * pass_s > LONG_S:
+                listener.expected((passes + more) * pass_s, pass_s)
+
         examined = examine(
-            asked.target, seed=seed, name=asked.words, settings=asked.settings, sizes_cut=asked.sizes_cut
+            asked.target,
+            seed=seed,
+            name=asked.words,
+            settings=asked.settings,
+            sizes_cut=asked.sizes_cut,
+            expected=expected,
         )
         result = with_identities(examined.result, asked.trained or asked.target)
         if wanted.precision is not None and asked.trained is not None:
             result = with_precision(result, asked.trained, wanted.precision)
-        return with_mutations(result, examined, progress) if wanted.mutate else result
+        return with_mutations(result, examined, listener.tried) if wanted.mutate else result
 
 
 def _checked(found: Asked, seed: int) -> _Checked:
-    config, sizes_cut = found.config, list[str]()
+    config = found.config
     device = resolve_device(config.training.device)
     if found.code is None:
         config, sizes_cut = shrunk(config)
-        workload: Workload | None = transformer_workload(config)
+        workload = transformer_workload(config)
         target = workload_target(transformer_workload(config), seed=config.run.seed, device=device)
     else:
         made = load_gradient_target(found.code)
-        workload = None if isinstance(made, GradientTarget) else made
-        target = made if isinstance(made, GradientTarget) else workload_target(made, seed=seed, device=device)
-    trained = None if workload is None else Trained(config, workload, found.code is None, device)
+        if isinstance(made, GradientTarget):
+            return _Checked(found.words, found.overrides, None, made, [])
+        workload, target, sizes_cut = affordable(made, workload_target(made, seed=seed, device=device))
+    trained = Trained(config, workload, found.code is None, device)
     return _Checked(found.words, found.overrides, trained, target, sizes_cut)
 
 

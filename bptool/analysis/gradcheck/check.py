@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bptool.analysis.gradcheck.differences import estimate_noise
+from bptool.analysis.gradcheck.directions import LARGE
 from bptool.analysis.gradcheck.estimate_verdicts import estimates_of, told_as_estimates
 from bptool.analysis.gradcheck.nonfinite import first_nonfinite, first_nonfinite_backward
 from bptool.analysis.gradcheck.probes import probe
@@ -23,6 +24,9 @@ from bptool.analysis.gradcheck.verdicts import NOT_FINITE, Verdicts, record
 from bptool.errors import TargetError
 from bptool.training.gradient_target import GradientTarget
 from bptool.training.user_code import describe
+
+PASSES, PASSES_OF_LARGE = 150, 60
+"""Forwards and backwards that a check takes, about."""
 
 
 def fresh_seed() -> int:
@@ -72,6 +76,7 @@ def examine(
     name: str = "the function",
     settings: Sequence[str] = (),
     sizes_cut: Sequence[str] = (),
+    expected: Callable[[float, int], None] = lambda pass_s, passes: None,
 ) -> Examined:
     """Check every parameter's and input's gradient of a target, and keep what was measured.
 
@@ -79,6 +84,7 @@ def examine(
 
     Args:
         name, settings, sizes_cut: as the result says them.
+        expected: told in the beginning how long one forward and backward takes, and how many this check is, about.
 
     Raises:
         TargetError: the target cannot be checked: it has no gradient to check, changes its inputs, returns no tensor.
@@ -88,6 +94,7 @@ def examine(
         subject = Subject(target, seed=seed)
         seen = survey(subject)
         point, forward_s, backward_s = _evaluated(subject)
+        expected(forward_s + backward_s, PASSES_OF_LARGE if subject.n_elements > LARGE else PASSES)
         tensors, probes, verdicts = _judged(subject, seen, point)
         estimates = estimates_of(subject, forward_s)
         tensors = told_as_estimates(tensors, estimates)

@@ -87,7 +87,7 @@ class Eye:
         moved = [name for name in look.names if name in errors]
         if not moved:
             return False
-        direction = self._directions.draw(look.names, look.purpose)
+        direction = self._directions.draw_again(moved, look.names, look.purpose)
         by = sum(inner(errors[name], direction[name]) for name in moved)
         # Twice, as in what is called detectable: whatever the differences' own error is, this is beyond the bar.
         return abs(by) > 2 * look.measured.error_bar
