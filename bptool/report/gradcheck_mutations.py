@@ -16,7 +16,9 @@ def mutations_text(found: Sequence[MutationCheck]) -> str:
     """How many were caught, then each with the error that it made; what does not apply is one paragraph."""
     made = sorted((one for one in found if one.outcome in _ORDER), key=lambda one: _ORDER.index(one.outcome))
     table = columns([["a bug in its own backward", "", "error", "where"], *map(_row, made)], right=(2,))
-    return "\n".join([summary(found), *([table] if made else []), *_not_applicable(found)])
+    return "\n".join(
+        [f"mutations: {summary(found)}", *([table] if made else []), *map(_wrapped, not_applicable(found))]
+    )
 
 
 def summary(found: Sequence[MutationCheck]) -> str:
@@ -29,7 +31,7 @@ def summary(found: Sequence[MutationCheck]) -> str:
     if counts["not_applicable"]:
         others.append(f"{counts['not_applicable']} do not apply")
     rest = f" ({', '.join(others)})" if others else ""
-    return f"mutations: of {changing} known bugs that change the gradient the check catches {counts['caught']}{rest}"
+    return f"of {changing} known bugs that change the gradient the check catches {counts['caught']}{rest}"
 
 
 def _row(one: MutationCheck) -> list[str]:
@@ -39,7 +41,7 @@ def _row(one: MutationCheck) -> list[str]:
     return [one.name, one.outcome.replace("_", " "), error, "; ".join(filter(None, [where, words]))]
 
 
-def _not_applicable(found: Sequence[MutationCheck]) -> list[str]:
+def not_applicable(found: Sequence[MutationCheck]) -> list[str]:
     """The functions that are not called, by name; any other reason with the bugs that it holds for."""
     left = [one for one in found if one.outcome == "not_applicable"]
     absent = [one for one in left if one.detail.endswith("not called")]
@@ -49,4 +51,8 @@ def _not_applicable(found: Sequence[MutationCheck]) -> list[str]:
         sentences.append(f"not applicable: {len(absent)} bugs of functions that it does not call ({functions})")
     for reason in dict.fromkeys(one.detail for one in left if one not in absent):
         sentences.append(f"not applicable: {', '.join(one.name for one in left if one.detail == reason)}: {reason}")
-    return [textwrap.fill(text, 112, initial_indent="  ", subsequent_indent="    ") for text in sentences]
+    return sentences
+
+
+def _wrapped(sentence: str) -> str:
+    return textwrap.fill(sentence, 112, initial_indent="  ", subsequent_indent="    ")

@@ -234,3 +234,14 @@ def test_a_long_wait_is_announced(own: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "so this takes about" not in invoke("gradcheck", "mine.py:workload").err
     monkeypatch.setattr(answers, "LONG_S", 0.0)
     assert "in float64, so this takes about" in invoke("gradcheck", "mine.py:workload").err
+
+
+def test_the_page_is_written_and_never_over_another_file(own: Path) -> None:
+    done = invoke("gradcheck", "mine.py:wrong", "--seed", "5", "--html", "page.html")
+    assert (done.code, "wrote page.html" in done.err) == (1, True)
+    assert "Not right: x (wrong)." in Path("page.html").read_text("utf-8")
+    refused = invoke("gradcheck", "mine.py:right", "--html", "page.html")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--force" in refused.err
+    assert invoke("gradcheck", "mine.py:right", "--html", "page.html", "--force").code == 0
+    assert "No gradient is wrong." in Path("page.html").read_text("utf-8")

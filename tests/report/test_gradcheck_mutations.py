@@ -38,4 +38,4 @@ def test_what_does_not_apply_is_told_once() -> None:
 
 
 def test_nothing_is_said_of_what_is_not_there() -> None:
-    assert summary(FOUND[:1]) == "mutations: of 1 known bugs that change the gradient the check catches 1"
+    assert summary(FOUND[:1]) == "of 1 known bugs that change the gradient the check catches 1"

@@ -115,7 +115,7 @@ def _replaced(stale: Tensor, gradient: Tensor) -> Tensor:
 
 def _judged(here: MutationCheck, caught: Caught) -> MutationCheck:
     if not caught.changed:
-        return here.model_copy(update={"detail": "the gradient stays the same"})
+        return here.model_copy(update={"detail": "the gradient stays the same but for rounding"})
     more = len(caught.changed) - 1
     detail = f"and in {more} more tensor{'s' if more > 1 else ''}" if more else ""
     if not caught.finite:
