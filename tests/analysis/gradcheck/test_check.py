@@ -9,16 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from gradient_checks import checked
 from torch import Tensor, nn
 
 from bptool import GradientTarget, Workload, assert_gradients
 from bptool.analysis.gradcheck.check import check_gradients
 from bptool.analysis.gradcheck.result import GradcheckResult, TensorCheck
 from bptool.errors import TargetError
-
-
-def checked(function: Callable[..., Any], *inputs: Any, seed: int = 1) -> GradcheckResult:
-    return check_gradients(GradientTarget(function, inputs), seed=seed)
 
 
 def only(result: GradcheckResult) -> TensorCheck:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from gradient_checks import checked
 from torch import Tensor, nn
 
-from bptool import GradientTarget
 from bptool.analysis.gradcheck.check import check_gradients
 from bptool.analysis.gradcheck.result import GradcheckResult
 from bptool.analysis.gradcheck.workloads import workload_target
@@ -22,10 +22,6 @@ from bptool.config.loading import load_config
 from bptool.config.target import resolve_target
 from bptool.model.normalization import RMSNorm
 from bptool.training.workload import transformer_workload
-
-
-def checked(function: Callable[..., Any], *inputs: Any, seed: int = 2) -> GradcheckResult:
-    return check_gradients(GradientTarget(function, inputs), seed=seed)
 
 
 def assert_right(result: GradcheckResult) -> None:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves  # pytrees have no public name yet
 
 from bptool.analysis.gradcheck.connection import function_at_work, plain_name
+from bptool.analysis.gradcheck.random_state import random_state_kept
 from bptool.analysis.gradcheck.subject import Gradients, Subject
 from bptool.instruments.whereabouts import Whereabouts
 
@@ -131,9 +132,8 @@ class Exchange(_Counting):
         right = func(*args, **kwargs)
         if not isinstance(right, Tensor) or any(tensor._version != version for tensor, version in given):
             raise DoesNotApplyError  # it works in place: its inputs are gone
-        after = torch.get_rng_state()
-        wrong = _tried(self._formula, Call(func, args, kwargs, right.detach()))
-        torch.set_rng_state(after)  # what follows draws what it would have drawn
+        with random_state_kept():  # what follows draws what it would have drawn
+            wrong = _tried(self._formula, Call(func, args, kwargs, right.detach()))
         if wrong is None or wrong.shape != right.shape or wrong.dtype != right.dtype or not wrong.requires_grad:
             raise DoesNotApplyError
         return _ValueOfOneSlopeOfOther.apply(right.detach(), wrong)  # type: ignore[no-untyped-call]
