@@ -77,7 +77,9 @@ def with_mutations(
     """Known bugs in the target's backward; beside a gradient that is wrong already none could be told."""
     verdicts = examined.verdicts
     reason = ""
-    if verdicts is None or any(tensor.verdict in FAILING for tensor in result.tensors):
+    if verdicts is None:
+        reason = "nothing could be measured"
+    elif any(tensor.verdict in FAILING for tensor in result.tensors):
         reason = "the gradient is not right without them"
     elif not verdicts.looks:
         reason = "nothing could be measured that they would change"

@@ -404,6 +404,23 @@ class TestOtherTargets:
         assert result.mutations == []
         assert result.assumptions[-1] == "mutations: none was made, as the gradient is not right without them"
 
+    def test_where_nothing_was_measured_none_is_made(self) -> None:
+        result = mutated(lambda x: x.log(), torch.full((3,), -1.0, requires_grad=True))
+        assert result.mutations == []
+        assert result.assumptions[-1] == "mutations: none was made, as nothing could be measured"
+
+    def test_an_error_in_a_small_gradient_is_no_rounding(self) -> None:
+        """It is missed, and not taken for a bug without effect."""
+        a, b = (torch.randn(9, requires_grad=True) for _ in range(2))
+        target = GradientTarget(lambda a, b: a.sin() + 1e-5 * b.sin(), (a, b))
+        examined = examine(target, seed=3)
+        _, right = examined.subject.gradient()
+        small = right["b"]
+        assert small is not None
+        caught = eye(examined).sees({**right, "b": small * (1 + 1e-9)})
+        assert caught.changed == ("b",)
+        assert caught.relative_error == pytest.approx(1e-9, rel=1e-3)
+
     def test_a_backward_that_refuses(self) -> None:
         class Careful(torch.autograd.Function):
             @staticmethod

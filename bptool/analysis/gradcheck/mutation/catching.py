@@ -20,6 +20,9 @@ from bptool.analysis.gradcheck.subject import Gradients, inner
 ROUNDING = 1e-12
 """Two computations of one gradient may be so far apart, relative to its norm."""
 
+_OF_OTHERS = 1e-4
+"""Times the floor: rounding of larger gradients that meet in a smaller one."""
+
 
 @dataclass(frozen=True)
 class Caught:
@@ -72,8 +75,9 @@ class Eye:
             return None
         error = -right if gradient is None else gradient - right
         beyond = math.sqrt(inner(error, error)) * self._directions.scales[name]
-        noticed = ROUNDING * self._directions.norm(name) + self._directions.floor
-        return None if beyond <= noticed else error
+        norm, floor = self._directions.norm(name), self._directions.floor
+        rounding = ROUNDING * norm + _OF_OTHERS * floor if norm > floor else floor
+        return None if beyond <= rounding else error
 
     def _relative(self, name: str, error: Tensor) -> float | None:
         norm, size = self._directions.norm(name), math.sqrt(inner(error, error)) * self._directions.scales[name]
