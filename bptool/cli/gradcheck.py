@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import redirect_stdout
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bptool.cli.guard import guarded
+from bptool.cli.guard import guarded, note, say
+from bptool.cli.refusals import refuse_files
 from bptool.cli.words import Debug, Json, Keys, Words, split_words
 from bptool.errors import AnswerIsNo
+
+if TYPE_CHECKING:
+    from bptool.analysis.gradcheck.result import GradcheckResult
 
 _EXAMPLE = """\b
 Examples:
   bptool gradcheck
   bptool gradcheck gpt2 model.dropout=0.1 --seed 7
   bptool gradcheck my_kernel.py:layer_norm --json
-  bptool gradcheck tiny --precision bf16-mixed"""
+  bptool gradcheck tiny --precision bf16-mixed --html lesson.html
+  bptool gradcheck my_kernel.py:layer_norm --mutate"""
 
 Seed = Annotated[
     int | None,
@@ -31,6 +38,14 @@ Precision = Annotated[
         help="Compare each gradient in this format with float64's too: fp32, tf32, bf16-mixed, bf16 or fp16-mixed.",
     ),
 ]
+Mutate = Annotated[
+    bool,
+    typer.Option("--mutate", help="Put known bugs into the target's own backward, and tell which the check catches."),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page: every verdict, and the identities as a lesson."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +58,9 @@ def gradcheck(
     words: Words = None,
     seed: Seed = None,
     precision: Precision = None,
+    mutate: Mutate = False,
+    html: Html = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     keys: Keys = False,
     json: Json = False,
     debug: Debug = False,
@@ -55,12 +73,38 @@ def gradcheck(
     2 a wrong command line, config or target, 3 the machine said no.
     """
     target, overrides = split_words(words)
+    refuse_files({"--html": html}, force=force)
 
-    from bptool.analysis.gradcheck.answers import answer
+    from bptool.analysis.gradcheck.answers import Listener, Wanted, answer
     from bptool.report.gradcheck import render
+    from bptool.report.step_progress import counting_steps
 
-    with redirect_stdout(sys.stderr):  # what the user's own code prints is not our result
-        result = answer(target, overrides, seed=seed, precision=precision)
+    wanted = Wanted(precision=precision, mutate=mutate)
+    with (
+        redirect_stdout(sys.stderr),
+        counting_steps("bug") as done,
+    ):  # what the user's own code prints is not our result
+        result = answer(target, overrides, wanted, seed=seed, listener=Listener(_expected, done))
+    if html:
+        _write(html, result)
     typer.echo(result.json_text() if json else render(result))
     if not result.passed:
         raise typer.Exit(AnswerIsNo.exit_code)
+
+
+def _write(file: Path, result: GradcheckResult) -> None:
+    from bptool.files import replace_text
+    from bptool.report.gradcheck_page import render_page
+
+    replace_text(file, render_page(result, command=shlex.join(["bptool", *sys.argv[1:]])))
+    say(f"wrote {file}")
+
+
+def _expected(all_s: float, pass_s: float) -> None:
+    """Before a long wait, how long it is and what makes it shorter."""
+    from bptool.units import format_duration
+
+    note(
+        f"a forward and backward takes {format_duration(pass_s)} in float64, so this takes about"
+        f" {format_duration(all_s)}; fewer layers or shorter inputs of the same kind have the same formulas"
+    )

@@ -7,6 +7,7 @@ from collections import Counter
 
 from bptool.analysis.gradcheck.result import FAILING, GradcheckResult, TensorCheck
 from bptool.report.gradcheck_lesson import identities_text, precision_text
+from bptool.report.gradcheck_mutations import mutations_text
 from bptool.report.text import aligned, columns, next_commands
 from bptool.units import format_count, format_duration
 
@@ -23,7 +24,8 @@ def render(result: GradcheckResult) -> str:
         _probes(result),
         *([identities_text(result.identities)] if result.identities else []),
         *([precision_text(result.precision)] if result.precision else []),
-        aligned(_cost(result)),
+        *([mutations_text(result.mutations)] if result.mutations else []),
+        aligned(cost_rows(result)),
         *([_sentences("made smaller for float64", result.sizes_cut)] if result.sizes_cut else []),
         *([_sentences("taken for granted, or left out", result.assumptions)] if result.assumptions else []),
         next_commands([_next(result)]),
@@ -56,11 +58,15 @@ def _shown(result: GradcheckResult) -> list[TensorCheck]:
 def _row(tensor: TensorCheck) -> list[str]:
     figures = (tensor.relative_error, tensor.error_bar, tensor.detectable_relative_error)
     numbers = ["" if figure is None else f"{figure:.1e}" for figure in figures]
+    shape = " x ".join(map(str, tensor.shape)) or "scalar"
+    return [tensor.name, shape, tensor.verdict.replace("_", " "), *numbers, tensor_words(tensor)]
+
+
+def tensor_words(tensor: TensorCheck) -> str:
+    """Where it is wrong, what cuts its path, and the clause more."""
     where = f"at {tensor.location}" if tensor.location and tensor.location != "everywhere" else tensor.location or ""
     cut = f"cut by {tensor.cut_by}" if tensor.cut_by else ""
-    words = "; ".join(word for word in (where, cut, tensor.detail) if word)
-    shape = " x ".join(map(str, tensor.shape)) or "scalar"
-    return [tensor.name, shape, tensor.verdict.replace("_", " "), *numbers, words]
+    return "; ".join(word for word in (where, cut, tensor.detail) if word)
 
 
 def _folds(result: GradcheckResult) -> bool:
@@ -84,7 +90,8 @@ def _probes(result: GradcheckResult) -> str:
     return columns(rows) if result.probes else "no probe was made"
 
 
-def _cost(result: GradcheckResult) -> list[tuple[str, str]]:
+def cost_rows(result: GradcheckResult) -> list[tuple[str, str]]:
+    """What backpropagation, this check and plain finite differences take; each labelled."""
     cost = result.cost
     forward, backward = format_duration(cost.forward_s), format_duration(cost.backward_s)
     plain, count = format_duration(cost.finite_differences_s), format_count(result.checked_count)

@@ -10,10 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def counting_steps() -> Iterator[Callable[[int, int], None]]:
-    """Call what it gives with the number of steps that are done, and of how many. It is gone when it is left."""
+def counting_steps(word: str = "step") -> Iterator[Callable[[int, int], None]]:
+    """Call what it gives with the number of steps that are done, and of how many. It is gone when it is left.
+
+    Args:
+        word: what is counted.
+    """
     console = Console(stderr=True)
-    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn(word), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     if not console.is_terminal:
         yield lambda number, total: None
         return

@@ -186,3 +186,62 @@ def test_the_built_in_transformer_and_what_was_cut(here: Path) -> None:
         "training.sequence_length from 256 to 64",
     ]
     assert result["cost"]["finite_differences_forwards_count"] == 2 * result["checked_count"]
+
+
+def test_known_bugs_in_the_targets_own_backward(own: Path) -> None:
+    done = invoke("gradcheck", "mine.py:module", "--seed", "5", "--mutate")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    (summary,) = (line for line in lines if line.startswith("mutations: "))
+    caught = [line for line in lines if line.startswith("  ") and "  caught  " in line]
+    assert f"of {len(caught)} known bugs that change the gradient the check catches {len(caught)}" in summary
+    assert any(line.split()[:2] == ["wrong", "sign"] and "AddmmBackward0[" in line for line in caught)
+    assert "scaled_dot_product_attention" in done.out[done.out.index("not applicable:") :]
+
+
+def test_known_bugs_in_the_contract(own: Path) -> None:
+    result = invoke("gradcheck", "mine.py:module", "--seed", "5", "--mutate", "--json").result
+    records = {one["name"]: one for one in result["mutations"]}
+    assert set(records["counted twice"]) == {
+        *("name", "op", "module", "outcome", "relative_error", "tensor", "detectable_relative_error", "detail")
+    }
+    assert records["counted twice"]["outcome"] == "caught"
+    assert records["counted twice"]["relative_error"] == pytest.approx(1.0)
+    assert invoke("gradcheck", "mine.py:module", "--seed", "5", "--json").result["mutations"] is None
+
+
+def test_beside_a_wrong_gradient_no_bug_is_told(own: Path) -> None:
+    done = invoke("gradcheck", "mine.py:wrong", "--seed", "5", "--mutate", "--json")
+    assert (done.code, done.result["mutations"]) == (1, [])
+    assert any(text.startswith("mutations: none was made") for text in done.result["assumptions"])
+
+
+def test_the_built_in_transformer_has_thirty_bugs_and_the_time_is_counted(here: Path) -> None:
+    small = ["model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.vocab_size=17"]
+    result = invoke("gradcheck", *small, "training.device=cpu", "--mutate", "--json").result
+    caught = [one["name"] for one in result["mutations"] if one["outcome"] == "caught"]
+    assert len(caught) >= 50
+    assert {"mask off by one", "scale dropped in dQ", "one head forgotten"} <= set(caught)
+    cost = result["cost"]
+    assert cost["identities_s"] > 0
+    assert cost["mutations_s"] > 0
+    assert cost["check_s"] > cost["identities_s"] + cost["mutations_s"]
+
+
+def test_a_long_wait_is_announced(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bptool.analysis.gradcheck import answers
+
+    assert "so this takes about" not in invoke("gradcheck", "mine.py:workload").err
+    monkeypatch.setattr(answers, "LONG_S", 0.0)
+    assert "in float64, so this takes about" in invoke("gradcheck", "mine.py:workload").err
+
+
+def test_the_page_is_written_and_never_over_another_file(own: Path) -> None:
+    done = invoke("gradcheck", "mine.py:wrong", "--seed", "5", "--html", "page.html")
+    assert (done.code, "wrote page.html" in done.err) == (1, True)
+    assert "Not right: x (wrong)." in Path("page.html").read_text("utf-8")
+    refused = invoke("gradcheck", "mine.py:right", "--html", "page.html")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--force" in refused.err
+    assert invoke("gradcheck", "mine.py:right", "--html", "page.html", "--force").code == 0
+    assert "No gradient is wrong." in Path("page.html").read_text("utf-8")

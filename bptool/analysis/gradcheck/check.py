@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bptool.analysis.gradcheck.differences import estimate_noise
+from bptool.analysis.gradcheck.directions import LARGE
 from bptool.analysis.gradcheck.estimate_verdicts import estimates_of, told_as_estimates
 from bptool.analysis.gradcheck.nonfinite import first_nonfinite, first_nonfinite_backward
 from bptool.analysis.gradcheck.probes import probe
+from bptool.analysis.gradcheck.random_state import random_state_kept
 from bptool.analysis.gradcheck.result import FAILING, Cost, GradcheckResult, ProbeCheck, TensorCheck
 from bptool.analysis.gradcheck.subject import Gradients, Subject, gaussian_like
 from bptool.analysis.gradcheck.survey import Survey, survey
@@ -23,6 +24,9 @@ from bptool.analysis.gradcheck.verdicts import NOT_FINITE, Verdicts, record
 from bptool.errors import TargetError
 from bptool.training.gradient_target import GradientTarget
 from bptool.training.user_code import describe
+
+PASSES, PASSES_OF_LARGE = 150, 60
+"""Forwards and backwards that a check takes, about."""
 
 
 def fresh_seed() -> int:
@@ -40,6 +44,19 @@ class _Point:
     repeated: Gradients
 
 
+@dataclass(frozen=True)
+class Examined:
+    """A check, and what it measured.
+
+    Attributes:
+        verdicts: None: the target is not finite, or not deterministic, so that nothing was measured.
+    """
+
+    result: GradcheckResult
+    subject: Subject
+    verdicts: Verdicts | None
+
+
 def check_gradients(
     target: GradientTarget,
     *,
@@ -47,30 +64,44 @@ def check_gradients(
     name: str = "the function",
     settings: Sequence[str] = (),
     sizes_cut: Sequence[str] = (),
-    assumptions: Sequence[str] = (),
 ) -> GradcheckResult:
-    """Check every parameter's and input's gradient of a target.
+    """Whether every parameter's and input's gradient of a target is right; the arguments are those of `examine`."""
+    return examine(target, seed=seed, name=name, settings=settings, sizes_cut=sizes_cut).result
+
+
+def examine(
+    target: GradientTarget,
+    *,
+    seed: int,
+    name: str = "the function",
+    settings: Sequence[str] = (),
+    sizes_cut: Sequence[str] = (),
+    expected: Callable[[float, int], None] = lambda pass_s, passes: None,
+) -> Examined:
+    """Check every parameter's and input's gradient of a target, and keep what was measured.
 
     PyTorch's global random state is as it was afterwards.
 
     Args:
-        name, settings, sizes_cut, assumptions: as the result says them.
+        name, settings, sizes_cut: as the result says them.
+        expected: told in the beginning how long one forward and backward takes, and how many this check is, about.
 
     Raises:
         TargetError: the target cannot be checked: it has no gradient to check, changes its inputs, returns no tensor.
     """
     start = time.perf_counter()
-    with _random_state_kept():
+    with random_state_kept():
         subject = Subject(target, seed=seed)
         seen = survey(subject)
         point, forward_s, backward_s = _evaluated(subject)
-        tensors, probes = _judged(subject, seen, point)
+        expected(forward_s + backward_s, PASSES_OF_LARGE if subject.n_elements > LARGE else PASSES)
+        tensors, probes, verdicts = _judged(subject, seen, point)
         estimates = estimates_of(subject, forward_s)
         tensors = told_as_estimates(tensors, estimates)
     check_s = time.perf_counter() - start
     n_elements = subject.n_elements
     failed = any(t.verdict in FAILING for t in tensors) or not all(p.holds for p in probes)
-    return GradcheckResult(
+    result = GradcheckResult(
         target=name,
         settings=list(settings),
         passed=not failed,
@@ -82,7 +113,7 @@ def check_gradients(
         precision=None,
         checked_count=n_elements,
         sizes_cut=list(sizes_cut),
-        assumptions=[*assumptions, *seen.sentences],
+        assumptions=seen.sentences,
         cost=Cost(
             forward_s=forward_s,
             backward_s=backward_s,
@@ -93,22 +124,26 @@ def check_gradients(
             finite_differences_s=2 * n_elements * forward_s,
         ),
     )
+    return Examined(result, subject, verdicts)
 
 
-def _judged(subject: Subject, seen: Survey, point: _Point) -> tuple[list[TensorCheck], list[ProbeCheck]]:
+def _judged(
+    subject: Subject, seen: Survey, point: _Point
+) -> tuple[list[TensorCheck], list[ProbeCheck], Verdicts | None]:
     if not math.isfinite(point.value):
         where = first_nonfinite(subject)
         tensors = [_unchecked(subject, name, point) for name in subject.leaves]
-        return tensors, [ProbeCheck(name="finite_forward", holds=False, detail=where)]
+        return tensors, [ProbeCheck(name="finite_forward", holds=False, detail=where)], None
     if _apart(point.value, point.again, seen):
-        return _nondeterministic(subject, "the same call gives another value"), []
+        return _nondeterministic(subject, "the same call gives another value"), [], None
     noise = estimate_noise(subject, _everywhere(subject), seen.epsilon)
-    tensors = Verdicts(subject, point.gradients, point.repeated, noise).all()
+    verdicts = Verdicts(subject, point.gradients, point.repeated, noise)
+    tensors = verdicts.all()
     wrong = any(tensor.verdict == "wrong" for tensor in tensors)
     probes = probe(subject, point.gradients, noise, wrong=wrong)
     if _apart(point.value, subject.value(), seen):
-        return _nondeterministic(subject, "the same call gives another value later on"), probes
-    return [_with_culprit(subject, tensor) for tensor in tensors], probes
+        return _nondeterministic(subject, "the same call gives another value later on"), probes, None
+    return [_with_culprit(subject, tensor) for tensor in tensors], probes, verdicts
 
 
 def _apart(value: float, again: float, seen: Survey) -> bool:
@@ -157,10 +192,3 @@ def _evaluated(subject: Subject) -> tuple[_Point, float, float]:
         again.backward()
     end = time.perf_counter()
     return _Point(value, float(again.item()), gradients, subject.collected()), middle - start, end - middle
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)):
-        yield

@@ -49,6 +49,15 @@ class Measured:
         return not abs(self.difference) > self.error_bar
 
 
+@dataclass(frozen=True)
+class Look:
+    """A direction that was measured; its names and its purpose draw it again."""
+
+    names: tuple[str, ...]
+    purpose: int
+    measured: Measured
+
+
 class Directions:
     """Directions from a subject's seed, at the point where its leaves are now.
 
@@ -73,8 +82,12 @@ class Directions:
 
     def draw(self, names: Sequence[str], *purpose: int | str) -> dict[str, Tensor]:
         """A Gaussian direction over some tensors, each weighted so that its gradient counts as much as the others'."""
+        return self.draw_again(names, names, *purpose)
+
+    def draw_again(self, wanted: Sequence[str], names: Sequence[str], *purpose: int | str) -> dict[str, Tensor]:
+        """What `draw(names, *purpose)` gives of the wanted tensors among them."""
         weights = self.weights(names)
-        return {name: self._draw_one(self.subject.leaves[name], weights[name], *purpose) for name in names}
+        return {name: self._draw_one(self.subject.leaves[name], weights[name], *purpose) for name in wanted}
 
     def weights(self, names: Sequence[str]) -> dict[str, float]:
         """What each tensor's direction is multiplied with, beside its unit."""

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, gradients, random_state_kept
+from bptool.analysis.gradcheck.model_at_hand import ModelAtHand, gradients
+from bptool.analysis.gradcheck.random_state import random_state_kept
 from bptool.analysis.result import Record
 from bptool.config.overrides import of_mode
 from bptool.config.schema import Config

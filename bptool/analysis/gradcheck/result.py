@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from bptool.analysis.gradcheck.estimators import EstimatorCheck
 from bptool.analysis.gradcheck.identities.identity import Identity
+from bptool.analysis.gradcheck.mutation.record import MutationCheck
 from bptool.analysis.gradcheck.precision import PrecisionCheck
 from bptool.analysis.result import Record, Result
 
@@ -66,7 +67,8 @@ class Cost(Record):
 
     Attributes:
         forward_s, backward_s: one forward with its graph, and the backward after it.
-        check_s: all of this check.
+        check_s: all of this check: the differences and probes, and what follows.
+        identities_s, precision_s, mutations_s: those parts of it; 0: they were not asked for.
         passes: check_s over (forward_s + backward_s).
         forwards_count: evaluations of the function.
         finite_differences_forwards_count: two for each checked number.
@@ -80,6 +82,9 @@ class Cost(Record):
     forwards_count: int
     finite_differences_forwards_count: int
     finite_differences_s: float
+    identities_s: float = 0.0
+    precision_s: float = 0.0
+    mutations_s: float = 0.0
 
 
 class GradcheckResult(Result):
@@ -93,6 +98,7 @@ class GradcheckResult(Result):
         assumptions: what was taken for granted or left out, and why.
         estimates: gradients that are estimates on purpose, beside the truth.
         precision: every gradient in another format beside float64's, where one was asked for.
+        mutations: what became of known bugs in the target's backward, where that was asked for.
     """
 
     command: ClassVar[str] = "gradcheck"
@@ -110,6 +116,7 @@ class GradcheckResult(Result):
     cost: Cost
     estimates: list[EstimatorCheck]
     precision: PrecisionCheck | None
+    mutations: list[MutationCheck] | None = None
 
     def failures(self) -> list[str]:
         """What is not right, by name; empty where the check passed."""

@@ -20,6 +20,7 @@ from bptool.analysis.gradcheck.directions import (
     COARSE,
     LARGE,
     Directions,
+    Look,
     Measured,
     detectable,
     relative_bar,
@@ -51,6 +52,9 @@ class Verdicts:
 
     Args:
         repeated: the gradient of a second, equal evaluation.
+
+    Attributes:
+        looks: the directions along which differences and backward were found to agree.
     """
 
     def __init__(self, subject: Subject, gradients: Gradients, repeated: Gradients, noise: Noise) -> None:
@@ -61,6 +65,7 @@ class Verdicts:
         self.directions = Directions(subject, gradients, noise, floor=0.0)
         largest = max((self.directions.norm(name) for name in subject.leaves), default=0.0)
         # The noise of L over epsilon is the size of what L is summed from.
+        self.looks: list[Look] = []
         self._large = subject.n_elements > LARGE
         self._questions = _QUESTIONS_OF_LARGE if self._large else _QUESTIONS
         self.directions.floor = max(largest, noise.sigma / noise.epsilon) * _NOTHING
@@ -108,6 +113,7 @@ class Verdicts:
         measured = [self.directions.measure(self.directions.draw(names, k)) for k in range(N_DIRECTIONS)]
         if any(not one.agrees or one.jump or not math.isfinite(one.difference) for one in measured):
             return {name: self._alone(leaves[name]) for name in names}
+        self._keep(names, measured)
         weights = self.directions.weights(names)
         found = {}
         for name in names:
@@ -139,6 +145,7 @@ class Verdicts:
                 detail = f"it is {factor:.10g} times the true gradient: a constant that is exact to float32 only"
                 return record(leaf, "precision_limited", error=error, bar=bar, seen=seen, detail=detail)
             return self._wrong(leaf, measured, seen)
+        self._keep([leaf.name], measured)
         if norm <= self.directions.floor:
             detail = "its gradient is zero, or rounding, and so are the finite differences"
             return record(leaf, "structurally_zero", error=0.0, bar=None, seen=None, detail=detail)
@@ -146,6 +153,9 @@ class Verdicts:
             detail = _why_coarse(measured, self.noise)
             return record(leaf, "precision_limited", error=error, bar=bar, seen=seen, detail=detail)
         return record(leaf, "right", error=error, bar=bar, seen=seen)
+
+    def _keep(self, names: Sequence[str], measured: Sequence[Measured]) -> None:
+        self.looks += [Look(tuple(names), k, one) for k, one in enumerate(measured) if one.agrees]
 
     def _wrong(self, leaf: Leaf, measured: Sequence[Measured], seen: float) -> TensorCheck:
         draw = self.directions.draw([leaf.name], "second oracle")

@@ -6,15 +6,16 @@ import sys
 import unittest
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import gradient_checks
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bptool import GradientTarget
 from bptool.analysis.gradcheck.check import check_gradients
 from bptool.analysis.gradcheck.result import GradcheckResult
 from bptool.analysis.gradcheck.workloads import workload_target
@@ -23,9 +24,7 @@ from bptool.config.target import resolve_target
 from bptool.model.normalization import RMSNorm
 from bptool.training.workload import transformer_workload
 
-
-def checked(function: Callable[..., Any], *inputs: Any, seed: int = 2) -> GradcheckResult:
-    return check_gradients(GradientTarget(function, inputs), seed=seed)
+checked = partial(gradient_checks.checked, seed=2)
 
 
 def assert_right(result: GradcheckResult) -> None:

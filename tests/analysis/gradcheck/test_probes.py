@@ -7,16 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from gradient_checks import checked
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bptool import GradientTarget
-from bptool.analysis.gradcheck.check import check_gradients
 from bptool.analysis.gradcheck.result import GradcheckResult
-
-
-def checked(function: Callable[..., Any], *inputs: Any, double_backward: bool = False) -> GradcheckResult:
-    return check_gradients(GradientTarget(function, inputs, double_backward=double_backward), seed=3)
 
 
 def failing(result: GradcheckResult) -> set[str]:
@@ -34,31 +29,28 @@ def as_it_lies(tensor: Tensor) -> Tensor:
     return torch.cat([flat, flat.new_zeros(tensor.numel())])[: tensor.numel()]  # beyond the storage lies anything
 
 
-class PointerInBackward(torch.autograd.Function):
+class Sine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.sin()
 
+
+class PointerInBackward(Sine):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         return as_it_lies(grad).view(x.shape) * x.cos()
 
 
-class ViewInBackward(PointerInBackward):
+class ViewInBackward(Sine):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         return grad.view(-1).view(x.shape) * x.cos()
 
 
-class PointerToInput(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
+class PointerToInput(Sine):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
@@ -109,13 +101,8 @@ class LastOfRepeated(torch.autograd.Function):
         return found, None
 
 
-class Writing(torch.autograd.Function):
+class Writing(Sine):
     """Puts the gradient where autograd adds it up, instead of adding to what is there."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -139,7 +126,7 @@ class ConstantInDouble(torch.autograd.Function):
         return grad * ctx.kept
 
 
-class Once(PointerInBackward):
+class Once(Sine):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
-from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten  # what torch itself nests tensors with
 
 from bptool.analysis.gradcheck.identities.identity import Agreement, Identity, agree_as_one, as_identity, rounding_unit
-from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, gradients, joined
+from bptool.analysis.gradcheck.model_at_hand import ModelAtHand, gradients
 from bptool.model.loss import IGNORED
 from bptool.training.step import TrainStep
 from bptool.training.workload import Batch
@@ -42,7 +42,7 @@ def _of_transformer(at_hand: ModelAtHand) -> Identity:
 def _of_workload(at_hand: ModelAtHand) -> Identity | str:
     step, workload = at_hand.exact_step(), at_hand.workload
     parts = at_hand.batches(3, torch.float64)
-    whole = joined(parts)
+    whole = _joined(parts)
     if whole is None:
         return f"{NAME}: the workload's micro-batches cannot be joined along a first dimension"
     weights = [int(workload.weight(part)) for part in parts]
@@ -144,3 +144,20 @@ def _partly_ignored(targets_BT: torch.Tensor) -> torch.Tensor:
 
 def _counted(batch: Batch) -> int:
     return int((batch["targets"] >= 0).sum())
+
+
+def _joined(batches: Sequence[Batch]) -> Batch | None:
+    """Several micro-batches as one, along the first dimension; None where that cannot be."""
+    flat = [tree_flatten(batch) for batch in batches]
+    columns = list(zip(*(leaves for leaves, _ in flat), strict=True))
+    together: list[Any] = []
+    for column in columns:
+        if all(isinstance(leaf, Tensor) and leaf.dim() for leaf in column):
+            if len({leaf.shape[1:] for leaf in column}) > 1:
+                return None
+            together.append(torch.cat(column))
+        elif any(isinstance(leaf, Tensor) for leaf in column) or any(leaf != column[0] for leaf in column):
+            return None
+        else:
+            together.append(column[0])
+    return tree_unflatten(together, flat[0][1])

@@ -13,10 +13,11 @@ from bptool.analysis.gradcheck.identities import accumulation, logits, order, re
 from bptool.analysis.gradcheck.identities.attention import AttentionCalls
 from bptool.analysis.gradcheck.identities.identity import Identities, Identity
 from bptool.analysis.gradcheck.identities.logits import LogitsGradient
-from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, random_state_kept
 from bptool.analysis.gradcheck.identities.observed import ObservedFunctions
 from bptool.analysis.gradcheck.identities.order import LayerOrder, layers_of_transformer, layers_of_workload
 from bptool.analysis.gradcheck.identities.residual import ResidualPaths
+from bptool.analysis.gradcheck.model_at_hand import ModelAtHand
+from bptool.analysis.gradcheck.random_state import random_state_kept
 from bptool.config.schema import Config
 from bptool.model.loss import IGNORED
 from bptool.model.transformer import Transformer

@@ -17,7 +17,7 @@ from bptool.analysis.gradcheck.identities.identity import (
     as_identity,
     rounding_unit,
 )
-from bptool.analysis.gradcheck.identities.model_at_hand import ModelAtHand, gradients
+from bptool.analysis.gradcheck.model_at_hand import ModelAtHand, gradients
 from bptool.config.block_plan import BLOCK_POLICIES
 from bptool.config.overrides import of_mode
 from bptool.training.activation_checkpoint import SUBLAYER_POLICIES, has_sublayers

@@ -1,15 +1,14 @@
-"""The model at hand, as the identities need it: in float64 or as it is trained, always from the same seed."""
+"""The model at hand, for checks of a whole training step: in float64 or as it is trained, always from one seed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten  # what torch itself nests tensors with
+from torch.utils._pytree import tree_map  # what torch itself nests tensors with
 
 from bptool.analysis.activation_budget import settled
 from bptool.analysis.machine import THIS_CPU
@@ -84,13 +83,6 @@ class ModelAtHand:
         torch.manual_seed(derive_seed(self.seed, "gradcheck", purpose))
 
 
-@contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """PyTorch's global generators are afterwards as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
 def placed(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
     """The batch on a device, its floating point in `dtype` (None: as it is)."""
 
@@ -100,23 +92,6 @@ def placed(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Bat
         return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
     return tree_map(moved, batch)
-
-
-def joined(batches: Sequence[Batch]) -> Batch | None:
-    """Several micro-batches as one, along the first dimension; None where that cannot be."""
-    flat = [tree_flatten(batch) for batch in batches]
-    columns = list(zip(*(leaves for leaves, _ in flat), strict=True))
-    together: list[Any] = []
-    for column in columns:
-        if all(isinstance(leaf, Tensor) and leaf.dim() for leaf in column):
-            if len({leaf.shape[1:] for leaf in column}) > 1:
-                return None
-            together.append(torch.cat(column))
-        elif any(isinstance(leaf, Tensor) for leaf in column) or any(leaf != column[0] for leaf in column):
-            return None
-        else:
-            together.append(column[0])
-    return tree_unflatten(together, flat[0][1])
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
