@@ -101,8 +101,9 @@ def compare(
     """Compare settings side by side, and name the best.
 
     KEY=VALUE,VALUE makes an axis; the rows are all combinations, by default of a few policies and precisions. policy
-    also takes budget:4GiB, every_k:3 and plan:2*full+2*none. Exit codes: 0 done, 1 nothing fits or a row diverged, 2 a
-    wrong command line, config or model, 3 the machine said no, 130 stopped by Ctrl-C, after printing what is there.
+    also takes budget:4GiB, every_k:3 and plan:2*full+2*none. Exit codes: 0 done, 1 nothing fits or works, or a row
+    diverged, 2 a wrong command line, config or model, 3 the machine said no, 130 stopped by Ctrl-C, after printing what
+    is there.
     """
     target, settings = split_words(words)
     limit = _limit(fit)
@@ -124,7 +125,9 @@ def compare(
     if result.interrupted and not stored:
         say(f"go on with: {_resume_command(file)}")
         raise typer.Exit(EXIT_INTERRUPTED)
-    if (limit is not None and result.best is None) or any(row.status == "diverged" for row in result.rows):
+    none_fits = limit is not None and result.best is None
+    statuses = {row.status for row in result.rows}
+    if none_fits or "diverged" in statuses or "ok" not in statuses:
         raise typer.Exit(AnswerIsNo.exit_code)
 
 

@@ -205,6 +205,8 @@ def _legend(result: CompareResult, width: int) -> list[str]:
         words.append("spread: half of tenth to ninetieth percentile")
     if any(row.dominated_by for row in result.rows):
         words.append(f"by 2: row 2 is no worse in {_compared(result)}, and better in one")
+        if result.mode == "measure":
+            words.append("a time is shorter where that is significant, or 5% and more")
     if result.mode == "predict":
         words.append("gradient errors are not known before rows are run")
     if result.gradient_reference:

@@ -36,7 +36,7 @@ def test_the_answer_comes_first_and_a_command_last() -> None:
     assert "2 of 3 rows are on the front of memory, time and gradient error" in " ".join(text.split())
     assert text.splitlines()[-2:] == [
         "next:",
-        "  bptool compare --from 'runs/my grid.jsonl' --fit 80MiB --html compare.html",
+        "  bptool compare --from 'runs/my grid.jsonl' --fit 81MiB --html compare.html",  # and a reserve
     ]
 
 

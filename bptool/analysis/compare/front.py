@@ -1,12 +1,11 @@
 """The Pareto front of memory, time and gradient error, where some differences of time are none.
 
-A row dominates another if it is worse in none of the three and better in one. A time that is not significantly
-shorter is not better, and one that is not significantly longer is not worse. That is not transitive: a may pass for
-as fast as b and b for as fast as c, while a is slower than c. If a dominates b, and b c, but not a c, then c is not
-lost with b: what is dominated by rows off the front only is on the front. So the rows on it do not dominate each
-other, and every other row is dominated by one of them: the kernel of the relation (von Neumann and Morgenstern's
-stable set), of which a relation without cycles has exactly one, and which is the usual front where all differences
-count.
+A row dominates another if it is worse in none of the three and better in one. A time that may be shorter by chance is
+not better, and one that may be longer by chance is not worse. That is not transitive: a may pass for as fast as b and b
+for as fast as c, while a is slower than c. If a dominates b, and b c, but not a c, then c is not lost with b: what is
+dominated by rows off the front only is on the front. So the rows on it do not dominate each other, and every other row
+is dominated by one of them: the kernel of the relation (von Neumann and Morgenstern's stable set), of which a relation
+without cycles has exactly one, and which is the usual front where all differences count.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 Faster = Callable[[int, int], bool]
-"""Whether the first row is significantly faster than the second, by their indices."""
+"""Whether the first row is taken to be faster than the second, by their indices."""
 
 
 class Point(NamedTuple):

@@ -95,7 +95,8 @@ class Best(Record):
     Attributes:
         row: its index.
         command: `bptool train` with its settings.
-        needed_bytes: what it needs of the limit: the measured peak, or the predicted total where nothing was run.
+        needed_bytes: what it needs of the limit: its peak, measured where it was run, and what the allocator's reserve
+            and the device's context add to it by prediction.
     """
 
     row: int

@@ -141,6 +141,14 @@ class TestFront:
         assert [row.dominated_by for row in result.rows] == [[], [0]]
         assert [row.on_front for row in result.rows] == [True, False]
 
+    def test_noise_puts_no_row_behind(self) -> None:
+        """Row 1 is bigger, and faster in both rounds, by far; that it may be chance is no reason to drop it."""
+        entries = [run(0, 0, 1.0), run(0, 1, 1.0), run(1, 0, 0.2, peak=2000), run(1, 1, 0.9, peak=2000)]
+        result = compared(header(2), entries)
+        assert result.rows[1].time_ratio is not None
+        assert not result.rows[1].time_ratio.significant
+        assert [row.on_front for row in result.rows] == [True, True]
+
     def test_error_is_the_third_axis(self) -> None:
         entries = [*two_rounds(0, 2.0), gradient(0, 1e-7), *two_rounds(1, 1.0), gradient(1, 1e-2)]
         assert [row.on_front for row in compared(header(2), entries).rows] == [True, True]
@@ -171,9 +179,15 @@ class TestFit:
         assert compared(header(3, mode="predict"), self.ENTRIES, fit_bytes=2 * GIB).best is None
 
     def test_what_was_measured_counts_before_what_was_predicted(self) -> None:
-        result = compared(header(1), [prediction(0, peak=10 * GIB), run(0, peak=GIB)], fit_bytes=GIB)
-        assert result.best is not None
-        assert result.best.needed_bytes == GIB
+        predicted = prediction(0, peak=10 * GIB)
+        assert predicted.total_bytes is not None
+        reserve = predicted.total_bytes - 10 * GIB
+        assert reserve > 0
+        entries = [predicted, run(0, peak=GIB)]
+        assert compared(header(1), entries, fit_bytes=GIB + reserve - 1).best is None
+        best = compared(header(1), entries, fit_bytes=GIB + reserve).best
+        assert best is not None
+        assert best.needed_bytes == GIB + reserve
 
     def test_its_command_can_be_pasted(self) -> None:
         settings = {POLICY: "budget:4GiB", MODE: "bf16-mixed", "training.compile": True, "data.source": "my text"}
