@@ -183,7 +183,7 @@ class TestFit:
         assert predicted.total_bytes is not None
         reserve = predicted.total_bytes - 10 * GIB
         assert reserve > 0
-        entries = [predicted, run(0, peak=GIB)]
+        entries: list[Entry] = [predicted, run(0, peak=GIB)]
         assert compared(header(1), entries, fit_bytes=GIB + reserve - 1).best is None
         best = compared(header(1), entries, fit_bytes=GIB + reserve).best
         assert best is not None
