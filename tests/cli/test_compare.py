@@ -149,7 +149,7 @@ class TestAnswer:
     def test_none_fits(self, tmp_path: Path) -> None:
         done = compare("--from", written(tmp_path, header(3, mode="predict"), *self.ROWS), "--fit", "1GiB")
         assert done.code == 1
-        assert "nothing fits 1.00 GiB. full needs the least, 2.00 GiB." in done.out
+        assert "nothing fits 1.00 GiB. full needs the least, 2.00 GiB." in " ".join(done.out.split())
 
     def test_a_diverged_row(self, tmp_path: Path) -> None:
         done = compare("--from", written(tmp_path, header(2), run(0), run(1, losses=[3.0, 30.0])), "--json")
