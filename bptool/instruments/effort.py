@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 from torch.utils._pytree import tree_leaves  # what torch itself nests tensors with
-from torch.utils.flop_counter import flop_registry
 
+from bptool.instruments.flop_formulas import flops_of
 from bptool.training.instrument import Instrument, Phase
 
 _aten = torch.ops.aten
 _FREE = {_aten._unsafe_view, _aten.empty, _aten.empty_like, torch.ops.prim.device}
 """Neither reads nor writes; nor does a view."""
-_COUNTED_AS = {_aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention}
-"""PyTorch 2.13 has no formula for the first."""
 
 
 class Effort(TorchDispatchMode, Instrument):
@@ -67,15 +65,10 @@ class Effort(TorchDispatchMode, Instrument):
         result = func(*args, **kwargs)
         if not func.is_view and func.overloadpacket not in _FREE:
             traffic = _bytes(args) + _bytes(result)
-            effort = max(_flops(func, args, kwargs, result), traffic * self._flops_per_byte)
+            flops = sum(flops_of(func, args, kwargs, result) or ())
+            effort = max(flops, traffic * self._flops_per_byte)
             self.by_phase[self._phases[-1]] += effort
         return result
-
-
-def _flops(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> float:
-    packet = func.overloadpacket
-    formula = flop_registry.get(_COUNTED_AS.get(packet, packet))
-    return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=result))
 
 
 def _bytes(nest: Any) -> int:
