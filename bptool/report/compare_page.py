@@ -72,14 +72,14 @@ def _verdict(result: CompareResult, shown: Plane) -> tuple[str, str]:
         return "yes", f"{row.label} is the fastest{limit}: {needs}."
     if result.fit_bytes is not None:
         return "no", f"None of {len(result.rows)} rows fits {format_bytes(result.fit_bytes)}."
-    front = [point for point in shown.points if point.on_front]
+    front = shown.front
     if not front:
         return "no", f"None of {len(result.rows)} rows has figures to compare."
     return "unknown", f"{_ends(result, shown)}; {len(front)} of {len(result.rows)} rows are on the front."
 
 
 def _ends(result: CompareResult, shown: Plane) -> str:
-    fastest, least = min(shown.points, key=lambda p: p.seconds), min(shown.points, key=lambda p: p.n_bytes)
+    fastest, least = min(shown.front, key=lambda p: p.seconds), min(shown.front, key=lambda p: p.n_bytes)
     first, second = _named(result, fastest.row), _named(result, least.row)
     first = first[:1].upper() + first[1:]
     if fastest is least:
@@ -90,8 +90,8 @@ def _ends(result: CompareResult, shown: Plane) -> str:
 def _tiles(result: CompareResult, shown: Plane) -> list[Tile]:
     """The ends of the front, and how much was done."""
     found = []
-    if shown.points:
-        fastest, least = min(shown.points, key=lambda p: p.seconds), min(shown.points, key=lambda p: p.n_bytes)
+    if shown.front:
+        fastest, least = min(shown.front, key=lambda p: p.seconds), min(shown.front, key=lambda p: p.n_bytes)
         found.append(Tile("fastest", format_duration(fastest.seconds), _named(result, fastest.row)))
         found.append(Tile("least memory", format_bytes(least.n_bytes), _named(result, least.row)))
     known = {p.row: result.rows[p.row].gradient_relative_error for p in shown.points}
@@ -193,9 +193,9 @@ def _next(result: CompareResult, shown: Plane) -> list[Element]:
     """A run with the best row's settings; where none was asked for, with those of the fastest."""
     if result.best:
         return [section("Next", command_line(result.best.command))]
-    if result.fit_bytes is not None or not shown.points:
+    if result.fit_bytes is not None or not shown.front:
         return []
-    fastest = min(shown.points, key=lambda p: p.seconds).row
+    fastest = min(shown.front, key=lambda p: p.seconds).row
     lead = styled("p", "lead", f"Row {fastest + 1}, the fastest:")
     return [section("Next", element("div", None, lead, command_line(_train(result, fastest))))]
 

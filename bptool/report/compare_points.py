@@ -52,6 +52,11 @@ class Plane:
     limit_bytes: int | None
     left_out: Sequence[int]
 
+    @property
+    def front(self) -> list[Point]:
+        """Those on the front."""
+        return [point for point in self.points if point.on_front]
+
 
 def plane(result: CompareResult) -> Plane:
     """The rows that are `ok` and have both figures: measured ones, or predicted ones where nothing was run.
