@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from bptool.analysis.memory.result import CategoryBytes, MemoryEstimate
+from bptool.analysis.memory.result import CategoryBytes, Fitting, MemoryEstimate
 from bptool.instruments.memory_trace import CATEGORIES
 from bptool.report.explanation import render_explanation
 from bptool.report.module_tree import ModuleNode, module_tree
@@ -134,12 +134,18 @@ def _what_if(estimate: MemoryEstimate) -> str:
     return columns(rows, right=(1, 2))
 
 
+def _recomputed(one: Fitting) -> str:
+    if one.recompute_over_model_flops:
+        return f"{one.recompute_over_model_flops:+.0%} FLOPs"
+    policy = "activation_checkpoint.policy=save_matmuls"
+    return "no products" if policy in one.settings else "none"
+
+
 def _fitting(estimate: MemoryEstimate) -> str:
     rows = [["these would fit", "needs", "recompute", ""]]
     for one in estimate.fitting:
         result = "same result" if one.same_result else "other arithmetic"
-        share = f"{one.recompute_over_model_flops:+.0%} FLOPs" if one.recompute_over_model_flops else "none"
-        rows.append([" ".join(one.settings), format_bytes(one.total_expected_bytes), share, result])
+        rows.append([" ".join(one.settings), format_bytes(one.total_expected_bytes), _recomputed(one), result])
     nothing = (
         "no precision, optimizer, recomputation or split of this batch fits; choose a smaller model or more devices"
     )
