@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -80,7 +80,13 @@ def check_state_fits(question: Question) -> None:
 
 def out_of_memory(question: Question, prediction: PeakPrediction | None) -> OutOfMemory:
     """The error of a run that does not fit, naming the overrides that would."""
-    return _lack(question, format_bytes(prediction.peak_bytes) if prediction else "unknown")
+    if prediction is None:
+        return _lack(question, "unknown")
+    lighter = question
+    if prediction.fits is not False:  # the machine has less than it says, and what needs hardly less is no help
+        room = min(question.machine.capacity_bytes or prediction.peak_bytes, prediction.peak_bytes * 3 // 4)
+        lighter = replace(question, machine=replace(question.machine, capacity_bytes=room))
+    return _lack(question, format_bytes(prediction.peak_bytes), lighter)
 
 
 @contextmanager
@@ -106,10 +112,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def _lack(question: Question, predicted: str) -> OutOfMemory:
+def _lack(question: Question, predicted: str, lighter: Question | None = None) -> OutOfMemory:
     available = question.machine.capacity_bytes
     there = f"{format_bytes(available)} are available" if available is not None else "the device has less"
-    return OutOfMemory(f"a step's peak is predicted as {predicted}; {there}", _lighter_step(question))
+    return OutOfMemory(f"a step's peak is predicted as {predicted}; {there}", _lighter_step(lighter or question))
 
 
 def _lighter_step(question: Question) -> str:
