@@ -14,8 +14,10 @@ from bptool.analysis.gradcheck.subject import Gradients, Leaf, Subject, gaussian
 
 FINE, COARSE = 1e-9, 1e-6
 """An error bar is small enough at this share of the gradient's norm: of a small target, and of a large one."""
-LARGE = 400_000
+LARGE = 1_000_000
 """Numbers to check, from which on a target is large: each evaluation counts."""
+_STEPS, _FEW_STEPS = 3, 2
+"""First steps along a direction, two evaluations each: of a small target, and of a large one."""
 MISSED = 0.01
 """An error of the size called detectable is missed with no more than this probability."""
 _BACKWARD_ROUNDING = 5e4 * EPSILON
@@ -72,7 +74,7 @@ class Directions:
         self.floor = floor
         self.value = subject.value()
         large = subject.n_elements > LARGE
-        self.goal, self.n_steps = (COARSE, 2) if large else (FINE, 3)
+        self.goal, self.n_steps = (COARSE, _FEW_STEPS) if large else (FINE, _STEPS)
         self.scales = {name: leaf.scale for name, leaf in subject.leaves.items()}
 
     def norm(self, name: str) -> float:
@@ -95,13 +97,19 @@ class Directions:
         least = min(norms.values(), default=1.0)
         return {name: max(least / norm, 1e-3) if norm else 1.0 for name, norm in norms.items()}
 
-    def measure(self, direction: Mapping[str, Tensor], *, offset: float = 1.0, goal: float | None = None) -> Measured:
+    def measure(self, direction: Mapping[str, Tensor], *, offset: float = 1.0) -> Measured:
         """The slope along a direction, both ways.
 
         Args:
             offset: multiplies the steps.
-            goal: an error bar that is small enough, relative to the gradient's norm.
         """
+        return self._measured(direction, self.goal, self.n_steps, offset)
+
+    def glance(self, direction: Mapping[str, Tensor]) -> Measured:
+        """The same by fewer evaluations, with a larger error bar: as of a large target."""
+        return self._measured(direction, COARSE, _FEW_STEPS, 1.0)
+
+    def _measured(self, direction: Mapping[str, Tensor], goal: float, n_steps: int, offset: float) -> Measured:
         shares = [inner(self._gradient(name), v) for name, v in direction.items()]
         sizes = [_norm(self._gradient(name)) * _norm(v) / math.sqrt(max(v.numel(), 1)) for name, v in direction.items()]
         size = math.hypot(*sizes)
@@ -110,9 +118,9 @@ class Directions:
             self.value,
             self.noise,
             # Of what is zero, it is enough to know that it is small beside the other tensors' gradients.
-            goal=(goal or self.goal) * size if size > self.floor else 1e3 * self.floor,
+            goal=goal * size if size > self.floor else 1e3 * self.floor,
             offset=offset,
-            n_steps=self.n_steps,
+            n_steps=n_steps,
         )
         own = size * max(_BACKWARD_ROUNDING, 16 * self.noise.epsilon)
         return Measured(found.value, sum(shares), found.error_bar + own, found.jump)

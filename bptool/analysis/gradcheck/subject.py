@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves  # pytrees have no public name yet
 
 from bptool.analysis.gradcheck.arguments import Arguments, in_float64, module_of
+from bptool.analysis.gradcheck.random_state import seed_generators
 from bptool.errors import BptoolError, TargetError
 from bptool.training.gradient_target import GradientTarget
 from bptool.training.seeds import derive_seed
@@ -107,7 +108,7 @@ class Subject:
 
     def _begin(self) -> None:
         self.evaluations += 1
-        torch.manual_seed(self.random_seed)
+        seed_generators(self.random_seed)
         with torch.no_grad():
             for buffer, value in self._buffers:
                 buffer.copy_(value)

@@ -9,7 +9,7 @@ as is what has no gradient to speak of.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch import Tensor
 from bptool.analysis.gradcheck.connection import connection, partial_cut
 from bptool.analysis.gradcheck.differences import EPSILON, Noise
 from bptool.analysis.gradcheck.directions import (
-    COARSE,
     LARGE,
     Directions,
     Look,
@@ -72,22 +71,25 @@ class Verdicts:
 
     def all(self) -> list[TensorCheck]:
         """One verdict for each leaf, in their order."""
-        found: dict[str, TensorCheck] = {}
+        found = {tensor.name: tensor for tensor in self.each()}
+        for name in reversed(self.subject.leaves):  # the error's source is nearest to the loss
+            if found[name].verdict == "wrong" and found[name].location is None:
+                found[name] = found[name].model_copy(update={"location": self._location(name)})
+        return [found[name] for name in self.subject.leaves]
+
+    def each(self) -> Iterator[TensorCheck]:
+        """The same verdicts as they are found, before it is known where wrong entries are."""
         ordinary: list[str] = []
         for name, leaf in self.subject.leaves.items():
             early = self._without_differences(leaf)
             if early is not None:
-                found[name] = early
+                yield early
             elif self.directions.norm(name) > 100 * self.directions.floor:
                 ordinary.append(name)
             else:
-                found[name] = self._alone(leaf)
+                yield self._alone(leaf)
         for group in self._groups(ordinary):
-            found |= self._group(group)
-        for name in reversed(found):  # the error's source is nearest to the loss
-            if found[name].verdict == "wrong" and found[name].location is None:
-                found[name] = found[name].model_copy(update={"location": self._location(name)})
-        return [found[name] for name in self.subject.leaves]
+            yield from self._group(group)
 
     def _without_differences(self, leaf: Leaf) -> TensorCheck | None:
         """What is known of a tensor before the function is evaluated anywhere else."""
@@ -106,16 +108,14 @@ class Verdicts:
         cut = ", ".join(path.cuts) or None
         return record(leaf, "not_connected", cut_by=cut, detail="" if cut else "no output depends on it")
 
-    def _group(self, names: Sequence[str]) -> dict[str, TensorCheck]:
+    def _group(self, names: Sequence[str]) -> Iterator[TensorCheck]:
         leaves = self.subject.leaves
-        if len(names) == 1:
-            return {names[0]: self._alone(leaves[names[0]])}
-        measured = [self.directions.measure(self.directions.draw(names, k)) for k in range(N_DIRECTIONS)]
-        if any(not one.agrees or one.jump or not math.isfinite(one.difference) for one in measured):
-            return {name: self._alone(leaves[name]) for name in names}
+        measured = self._agreeing(names)
+        if not measured:
+            yield from (self._alone(leaves[name]) for name in names)
+            return
         self._keep(names, measured)
         weights = self.directions.weights(names)
-        found = {}
         for name in names:
             norm = self.directions.norm(name) * weights[name]
             error, bar = (
@@ -123,12 +123,21 @@ class Verdicts:
                 for sizes in ([one.difference for one in measured], [one.error_bar for one in measured])
             )
             seen = detectable(measured, norm)
-            found[name] = (
+            yield (
                 record(leaves[name], "right", error=error, bar=bar, seen=seen)
                 if seen < TOO_COARSE
                 else self._alone(leaves[name])
             )
-        return found
+
+    def _agreeing(self, names: Sequence[str]) -> list[Measured]:
+        """What is measured along a group's directions; nothing for one tensor, or as soon as one does not agree."""
+        measured: list[Measured] = []
+        for k in range(N_DIRECTIONS if len(names) > 1 else 0):
+            one = self.directions.measure(self.directions.draw(names, k))
+            if not one.agrees or one.jump or not math.isfinite(one.difference):
+                return []
+            measured.append(one)
+        return measured
 
     def _alone(self, leaf: Leaf) -> TensorCheck:
         draws = [self.directions.draw([leaf.name], k) for k in range(2 if self._large else N_DIRECTIONS)]
@@ -177,7 +186,7 @@ class Verdicts:
 
         def wrong(mask: Tensor) -> bool:
             self._questions -= 1
-            return not self.directions.measure({name: draw * mask}, goal=COARSE).agrees
+            return not self.directions.glance({name: draw * mask}).agrees
 
         return locate(leaf.base.shape, wrong, leaf.base.device, most=self._questions)
 

@@ -54,6 +54,18 @@ def broken(change: Callable[[Tensor], Any], n_in: int = 12, n_out: int = 16, see
     return result.tensors[1]
 
 
+class HalfDetached(nn.Module):
+    """The gradient of every tensor in it is half of what it should be."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y * y.detach()
+
+
 class TestNames:
     def test_parameters_are_named_as_the_module_does_and_inputs_as_the_function(self) -> None:
         result = checked(nn.Linear(3, 2), random_input(4, 3))
@@ -120,6 +132,14 @@ class TestWrong:
         assert broken(rows).location == "[4:8, :]"
         assert broken(columns).location == "[:, 1:16:2]"
         assert broken(columns, 2, 64).location != "everywhere"
+
+    def test_where_not_all_can_be_located_those_nearest_to_the_loss_are(self) -> None:
+        layers = nn.Sequential(*(nn.Linear(64, 64) for _ in range(6)))
+        result = checked(HalfDetached(layers), torch.randn(5, 64))
+        assert {tensor.verdict for tensor in result.tensors} == {"wrong"}
+        located = [tensor.location is not None for tensor in result.tensors]
+        assert located == sorted(located)
+        assert 0 < sum(located) < len(located)
 
     def test_nothing_where_something_should_be(self) -> None:
         for change in (torch.zeros_like, lambda grad: None):

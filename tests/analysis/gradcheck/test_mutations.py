@@ -312,10 +312,13 @@ class TestWhatIsSaid:
         subject, verdicts = examined.subject, examined.verdicts
         assert verdicts is not None
         judge = eye(examined)
-        tried = 0
         for number, bug in enumerate(bugs):
+            if bug.of_previous_call:  # another point makes it, not `change`
+                continue
             fitting = [site for site in sites(subject) if bug.fits(site.shape)]
-            site = fitting[number % len(fitting)]
+            order = fitting[number % len(fitting) :] + fitting[: number % len(fitting)]
+            # At some places a bug changes nothing, as a mean that is zero already.
+            site = next(site for site in order if judge.sees(gradients_with(subject, site, bug.change)).changed)
             for size in (1.0, 1e-13):  # as it is, and too small to be seen
 
                 def changed(right: Tensor, size: float = size, bug: GradientBug = bug) -> Tensor:
@@ -323,10 +326,9 @@ class TestWhatIsSaid:
 
                 wrong = gradients_with(subject, site, changed)
                 caught = judge.sees(wrong)
-                whole = Verdicts(subject, wrong, wrong, verdicts.noise).all()
-                assert caught.seen == any(tensor.verdict == "wrong" for tensor in whole), (bug.name, site, size)
-                tried += caught.seen
-        assert tried == len(bugs)
+                whole = Verdicts(subject, wrong, wrong, verdicts.noise)
+                assert caught.seen == any(tensor.verdict == "wrong" for tensor in whole.each()), (bug.name, site, size)
+                assert caught.seen == (size == 1.0 or not caught.finite), (bug.name, site, size)
 
     @pytest.mark.parametrize("factor", [3.0, 1e-3])
     def test_what_is_claimed_to_be_caught_is(self, examined: Examined, factor: float) -> None:
