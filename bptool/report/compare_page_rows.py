@@ -115,13 +115,13 @@ def _error(row: CompareRow) -> Figure:
     error = row.gradient_relative_error
     if error is None:
         return _NOTHING
-    return Figure(small(error), error, _worst(row))
+    return Figure(small(error), error, _worst(row, ".\u200b"))  # a long name may break behind a dot
 
 
-def _worst(row: CompareRow) -> str:
+def _worst(row: CompareRow, dot: str = ".") -> str:
     if row.worst_layer is None or row.worst_layer_relative_error is None:
         return ""
-    return f"{small(row.worst_layer_relative_error)} in {row.worst_layer or 'the model'}"
+    return f"{small(row.worst_layer_relative_error)} in {row.worst_layer.replace('.', dot) or 'the model'}"
 
 
 def _loss(row: CompareRow) -> Figure:
