@@ -20,9 +20,10 @@ _CPU = torch.device("cpu")
 def changed_by_recomputation(config: Config, workload: Workload) -> list[str]:
     """Parameters whose gradient, and buffers whose value, are others than under `activation_checkpoint.policy=none`.
 
-    One micro-batch of the workload's own making is run twice in float32 on the CPU, from the same seeds. What is there
-    is a block that cannot be repeated: it draws numbers from elsewhere than PyTorch, counts its calls, or keeps
-    statistics of its inputs (a batch norm), which a recomputation takes once more.
+    A step of two micro-batches of the workload's own making is run both ways in float32 on the CPU, from the same
+    seeds; the second of them meets what recomputation of the first left behind. What is there is a block that cannot be
+    repeated: it draws numbers from elsewhere than PyTorch, counts its calls, or keeps statistics of its inputs (a batch
+    norm), which a recomputation takes once more.
     """
     plain = override(config, of_mode("fp32") | {"training.device": "cpu", "training.compile": False})
     without = _left_by(override(plain, {"activation_checkpoint.policy": "none"}), workload)
@@ -36,7 +37,7 @@ def _left_by(config: Config, workload: Workload) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(derive_seed(config.run.seed, "batch"))
     batch = workload.batch(generator)
     torch.manual_seed(derive_seed(config.run.seed, "dropout"))
-    step.accumulate([batch], [1])
+    step.accumulate([batch, batch], [1, 1])
     gradients = {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
     return gradients | dict(step.model.named_buffers())
 

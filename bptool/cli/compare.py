@@ -172,6 +172,10 @@ def _refuse(asked: _Asked, output: Path | None, *, resume: bool, force: bool) ->
     if resume and force:
         raise UsageError("--resume and --force exclude each other", "--resume keeps the file, --force overwrites it")
     if not resume:
+        if output and output.is_file() and not force:
+            raise UsageError(
+                f"{output} exists already", "go on with its grid by --resume, or overwrite it with --force"
+            )
         refuse_files({"-o": output}, force=force)
 
 

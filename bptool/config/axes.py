@@ -105,7 +105,7 @@ def labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     shared = {value for value, count in Counter(telling).items() if count > 1}
 
     def words(row: Mapping[str, Any]) -> Iterator[str]:
-        for key in varying:
+        for key in filter(row.__contains__, varying):
             text = shown_setting(row[key])
             speaks = key in fields() and choices(key) and str(row[key]) not in shared
             yield text if speaks else f"{key.rpartition('.')[2]}={text}"

@@ -63,7 +63,8 @@ def _answer(result: CompareResult) -> Iterator[str]:
     else:
         yield f"{fastest.label} is the fastest, {_step(fastest)} with {_peak(fastest)};"
         yield f"{least.label} takes the least memory, {_peak(least)} with {_step(least)}."
-    yield f"{len(on_front)} of {len(result.rows)} rows are on the front of {_compared(result)}."
+    verb = "is" if len(on_front) == 1 else "are"
+    yield f"{len(on_front)} of {len(result.rows)} rows {verb} on the front of {_compared(result)}."
 
 
 def _fitting(result: CompareResult) -> Iterator[str]:
@@ -107,7 +108,7 @@ def _costs(result: CompareResult, width: int) -> str:
     seconds_in = scale_of(max((_seconds(result, row) or 0 for row in result.rows), default=0), SECOND_UNITS)
     predicts = result.mode == "predict"
     columns: list[tuple[str, Callable[[int, CompareRow], str]]] = [
-        ("settings", lambda i, row: f"{i + 1} {row.label}"),
+        ("settings", lambda i, row: _numbered(result, i)),
         (f"peak {bytes_in.unit}", lambda i, row: _in(bytes_in, memory(row))),
         ("predicted", lambda i, row: _prediction_error(row)),
         ("x", lambda i, row: "" if row.peak_ratio is None else f"{row.peak_ratio:.2f}"),
@@ -124,6 +125,11 @@ def _costs(result: CompareResult, width: int) -> str:
         *([cell(i, row) for _, cell in columns] for i, row in enumerate(result.rows)),
     ]
     return table(cells, width=width, right=range(1, len(columns) - 1), leave_out=[(8,), (9,), (6,)])
+
+
+def _numbered(result: CompareResult, i: int) -> str:
+    """A row's number, which names it elsewhere, and its settings."""
+    return f"{i + 1:>{len(str(len(result.rows)))}} {result.rows[i].label}"
 
 
 def standing(result: CompareResult, row: CompareRow) -> str:
@@ -183,7 +189,7 @@ def _learning(result: CompareResult, width: int) -> list[str]:
         figures = [_error(row.gradient_relative_error), row.worst_layer or "", _error(row.worst_layer_relative_error)]
         losses = ["" if loss is None else f"{loss:.4f}" for loss in (row.first_loss, row.final_loss)]
         if any([*figures, *losses]):
-            rows.append([f"{i + 1} {row.label}", *figures, *losses])
+            rows.append([_numbered(result, i), *figures, *losses])
     return [table(rows, width=width, right=(1, 3, 4, 5), leave_out=[(4,)])] if len(rows) > 1 else []
 
 
@@ -206,7 +212,7 @@ def _legend(result: CompareResult, width: int) -> list[str]:
     if any(row.dominated_by for row in result.rows):
         words.append(f"by 2: row 2 is no worse in {_compared(result)}, and better in one")
         if result.mode == "measure":
-            words.append("a time is shorter where that is significant, or 5% and more")
+            words.append("a time is shorter where that is significant, or 5% and more; an error is less by 5% and more")
     if result.mode == "predict":
         words.append("gradient errors are not known before rows are run")
     if result.gradient_reference:

@@ -66,7 +66,8 @@ def _verdict(result: CompareResult, shown: Plane) -> tuple[str, str]:
     if result.best:
         row = result.rows[result.best.row]
         seconds = [format_duration(p.seconds) for p in shown.points if p.row == result.best.row]
-        time = f"{shown.time.partition(',')[0].removeprefix('time of ')} takes {seconds[0]}, " if seconds else ""
+        work = shown.time.rpartition(",")[0].removeprefix("time of ")
+        time = f"{work} {'takes' if work.startswith('a ') else 'take'} {seconds[0]}, " if seconds else ""
         needs = f"{time}in {format_bytes(result.best.needed_bytes)}"
         limit = f" that fits {format_bytes(result.fit_bytes)}" if result.fit_bytes is not None else ""
         return "yes", f"{row.label} is the fastest{limit}: {needs}."
@@ -75,7 +76,8 @@ def _verdict(result: CompareResult, shown: Plane) -> tuple[str, str]:
     front = shown.front
     if not front:
         return "no", f"None of {len(result.rows)} rows has figures to compare."
-    return "unknown", f"{_ends(result, shown)}; {len(front)} of {len(result.rows)} rows are on the front."
+    verb = "is" if len(front) == 1 else "are"
+    return "unknown", f"{_ends(result, shown)}; {len(front)} of {len(result.rows)} rows {verb} on the front."
 
 
 def _ends(result: CompareResult, shown: Plane) -> str:
@@ -101,7 +103,8 @@ def _tiles(result: CompareResult, shown: Plane) -> list[Tile]:
         found.append(Tile("least gradient error", rows.small(errors[row]), _named(result, row)))
     if result.rows:
         found.append(Tile("reference, 1.00", f"row {result.reference + 1}", result.rows[result.reference].label))
-    done = f"{result.rounds} processes a row, {result.steps} timed steps each" if result.mode == "measure" else ""
+    processes = "1 process" if result.rounds == 1 else f"{result.rounds} processes"
+    done = f"{processes} a row, timed steps of each: {result.steps}" if result.mode == "measure" else ""
     found.append(Tile("rows", format_count(len(result.rows)), done))
     return found
 

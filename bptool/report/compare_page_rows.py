@@ -69,7 +69,7 @@ def _cells(result: CompareResult, i: int) -> list[Figure]:
         Figure(words, words, kind=color),
         _bytes(peaks[0], "" if row.peak_ratio is None else f"{row.peak_ratio:.2f}×"),
         _bytes(peaks[1]),
-        _step(row, is_reference=i == result.reference),
+        _step(result, i),
         Figure(format_count(row.tokens_per_s), row.tokens_per_s) if row.tokens_per_s is not None else _NOTHING,
         *(_seconds(seconds) for seconds in (row.forward_s, row.recompute_s, row.backward_s)),
         _NOTHING
@@ -90,11 +90,13 @@ def _seconds(seconds: float | None) -> Figure:
     return Figure(format_duration(seconds) if seconds else "0", seconds)
 
 
-def _step(row: CompareRow, *, is_reference: bool) -> Figure:
-    """The step's time, and its ratio to the reference's in words."""
-    seconds = row.step_s.median if row.step_s else row.predicted_step_s
+def _step(result: CompareResult, i: int) -> Figure:
+    """The step's time, and its ratio to the reference's in words; a prediction is none of a row that was to be run."""
+    row = result.rows[i]
+    seconds = row.step_s.median if row.step_s else row.predicted_step_s if result.mode == "predict" else None
     if seconds is None:
         return _NOTHING
+    is_reference = i == result.reference
     return Figure(
         format_duration(seconds), seconds, "1.00×" if is_reference else _ratio(row.time_ratio) if row.time_ratio else ""
     )
@@ -113,13 +115,13 @@ def _error(row: CompareRow) -> Figure:
     error = row.gradient_relative_error
     if error is None:
         return _NOTHING
-    return Figure(small(error), error, _worst(row))
+    return Figure(small(error), error, _worst(row, ".\u200b"))  # a long name may break behind a dot
 
 
-def _worst(row: CompareRow) -> str:
+def _worst(row: CompareRow, dot: str = ".") -> str:
     if row.worst_layer is None or row.worst_layer_relative_error is None:
         return ""
-    return f"{small(row.worst_layer_relative_error)} in {row.worst_layer or 'the model'}"
+    return f"{small(row.worst_layer_relative_error)} in {row.worst_layer.replace('.', dot) or 'the model'}"
 
 
 def _loss(row: CompareRow) -> Figure:
@@ -141,7 +143,7 @@ def detail(result: CompareResult, i: int) -> str:
         f"{row.peak_ratio:.2f}× the reference's" if row.peak_ratio is not None else "",
     ]
     time = [
-        f"step {_spread(row)}",
+        _spread(row),
         f"{_ratio(row.time_ratio)}" if row.time_ratio else "",
         f"{format_count(row.tokens_per_s)} {result.unit}/s" if row.tokens_per_s is not None else "",
         f"recompute {row.recompute_flops_share:.1%} of FLOPs" if row.recompute_flops_share is not None else "",
@@ -158,9 +160,9 @@ def detail(result: CompareResult, i: int) -> str:
 
 def _spread(row: CompareRow) -> str:
     if row.step_s is None:
-        return format_duration(row.predicted_step_s or 0.0)
+        return "" if row.predicted_step_s is None else f"step predicted {format_duration(row.predicted_step_s)}"
     low, high = format_duration(row.step_s.p10), format_duration(row.step_s.p90)
-    return f"{format_duration(row.step_s.median)} ({low} to {high})"
+    return f"step {format_duration(row.step_s.median)} ({low} to {high})"
 
 
 def memory_by_category(result: CompareResult) -> Stacks:

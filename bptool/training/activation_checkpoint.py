@@ -41,11 +41,15 @@ _NOT_OF_CLASS = re.compile(r"(norm|dropout)$", re.IGNORECASE)
 """What the modules next to it are."""
 
 
+class PolicyUnfit(TargetError):
+    """The policy is for other blocks than the model's."""
+
+
 def block_policies(n_blocks: int, settings: ActivationCheckpointSettings) -> list[BlockPolicy]:
     """What each block does.
 
     Raises:
-        TargetError: the plan is for another number of blocks.
+        PolicyUnfit: the plan is for another number of blocks.
     """
     match settings.policy:
         case "every_k":
@@ -53,7 +57,7 @@ def block_policies(n_blocks: int, settings: ActivationCheckpointSettings) -> lis
         case "plan":
             plan = parse_plan(settings.plan)
             if len(plan) != n_blocks:
-                raise TargetError(
+                raise PolicyUnfit(
                     f"activation_checkpoint.plan is for {len(plan)} blocks; the model has {n_blocks}",
                     "say what each block does, such as " + write_plan(["full"] * max(n_blocks, 1)),
                 )
@@ -85,7 +89,7 @@ def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, a
     plain model. Dropout is replayed: the random state of the forward is restored for the recomputation.
 
     Raises:
-        TargetError: the policy is for sublayers, and none of the blocks has one.
+        PolicyUnfit: the policy is for sublayers, and none of the blocks has one.
     """
     policies = block_policies(len(blocks), settings)
     for policy in SUBLAYER_POLICIES:
@@ -146,9 +150,9 @@ def _sublayers(block: nn.Module, policy: BlockPolicy) -> list[nn.Module]:
     return found
 
 
-def _no_sublayer(block: nn.Module, policy: BlockPolicy) -> TargetError:
+def _no_sublayer(block: nn.Module, policy: BlockPolicy) -> PolicyUnfit:
     names = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children()) or "nothing"
-    return TargetError(
+    return PolicyUnfit(
         f"activation_checkpoint.policy={policy}: no module of a {type(block).__name__} is called so; it has {names}",
         "use activation_checkpoint.policy=full, or save_matmuls, which need no names",
     )

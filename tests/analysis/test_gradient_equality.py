@@ -59,6 +59,18 @@ def test_a_block_that_counts_its_calls_is_found() -> None:
     assert {"0.weight", "1.linear.weight"} <= set(changed("full", own(Counting)))
 
 
+def test_also_where_a_recomputation_is_felt_by_the_next_forward_alone() -> None:
+    """The backward of a product with a number has that number from the first forward."""
+
+    class Growing(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x + torch.tanh(self.linear(x)) * (1 + 0.1 * self.calls)
+
+    assert changed("none", own(Growing)) == []
+    assert "1.linear.weight" in changed("full", own(Growing))
+
+
 def test_so_are_the_statistics_of_a_batch_norm() -> None:
     """Its gradients are right, and its running means have seen the batch twice."""
 

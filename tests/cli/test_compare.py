@@ -102,6 +102,7 @@ class TestFile:
         done = compare(*SMALL, POLICIES, "--gpu", "h100", "-o", str(file))
         assert (done.code, file.read_bytes()) == (2, before)
         assert "exists already" in done.err
+        assert "--resume" in done.err
 
     def test_resuming_finds_out_what_is_missing_only(self, tmp_path: Path, predicted: tuple[Done, Path]) -> None:
         done, whole = predicted

@@ -19,7 +19,7 @@ from comparisons import (
 )
 from web_page import WebPage, assert_stands_alone
 
-from bptool.analysis.compare.result import CompareResult, Ratio
+from bptool.analysis.compare.result import Best, CompareResult, Ratio
 from bptool.report.compare_page import render_page
 from bptool.units import MIB, format_bytes, format_duration
 
@@ -67,11 +67,29 @@ def test_the_answer_where_none_was_asked_for_or_none_fits() -> None:
         "Row 2, none · bf16-mixed, is the fastest; row 4, full · bf16-mixed, takes the least memory;"
         " 6 of 6 rows are on the front."
     )
-    assert (
-        verdict(ONE) == "Row 1, none · fp32, is the fastest and takes the least memory; 1 of 1 rows are on the front."
-    )
+    assert verdict(ONE) == "Row 1, none · fp32, is the fastest and takes the least memory; 1 of 1 rows is on the front."
     assert verdict(small_comparison({"fit_bytes": MIB, "best": None})) == "None of 6 rows fits 1.00 MiB."
     assert verdict(RESULTS["failures alone"]) == "None of 7 rows has figures to compare."
+
+
+def test_the_best_of_unlike_steps_is_told_by_the_token() -> None:
+    """120 ms for 512 tokens, and 4**0.9 as long for four times as many."""
+    rows = [measured_row("none", "fp32"), measured_row("none", "fp32", 4)]
+    best = Best(row=1, settings=rows[1].settings, command="bptool train", needed_bytes=MIB)
+    seconds = 0.120 * 4**0.9 * 1000 / 2048
+    said = verdict(comparison(rows, {"fit_bytes": 2 * MIB, "best": best}))
+    assert said.endswith(f"fits 2.00 MiB: 1,000 tokens take {format_duration(seconds)}, in 1.00 MiB.")
+
+
+def test_no_prediction_stands_among_measured_times() -> None:
+    bad = failed_row("failed").model_copy(update={"predicted_step_s": 0.0625})
+    page = rendered(comparison([measured_row("none", "fp32"), bad]))
+    assert format_duration(0.0625) not in page
+    assert format_duration(0.0625) in rendered(predicted_comparison({"rows": [bad]}))
+
+
+def test_one_process_is_one() -> None:
+    assert "1 process a row" in rendered(small_comparison({"rounds": 1}))
 
 
 def test_every_figure_is_there() -> None:
@@ -88,7 +106,7 @@ def test_every_figure_is_there() -> None:
             *(f"{row.final_loss:.4f}", f"{row.gradient_relative_error:.1e}", row.label),
         ]:
             assert figure in said, figure
-    assert "5.3e-07 in blocks.3.attention" in said
+    assert "5.3e-07 in blocks.\u200b3.\u200battention" in said  # which may break behind a dot
 
 
 def test_a_difference_within_the_spread_is_not_told_as_one() -> None:

@@ -100,6 +100,17 @@ def test_a_prediction_says_that_it_is_one() -> None:
     assert "gradient errors are not known before rows are run" in " ".join(text.split())
 
 
+def test_numbers_of_two_digits_stand_below_each_other() -> None:
+    rows = [{"optimizer.lr": i / 10} for i in range(10)]
+    text = render(compared(header(10, rows=rows, axes={}), [run(i) for i in range(10)]))
+    assert [one[:6] for one in text.splitlines() if "lr=0.8" in one or "lr=0.9" in one][:2] == ["   9 l", "  10 l"]
+
+
+def test_one_row_on_the_front_is_one() -> None:
+    text = render(compared(header(2), [run(0), run(1, status="failed", reason="x")]))
+    assert "1 of 2 rows is on the front" in " ".join(text.split())
+
+
 def test_a_grid_without_figures_is_told() -> None:
     text = render(compared(header(2), []))
     assert "no row has figures to compare" in text

@@ -91,7 +91,7 @@ def _runnable(session: Session, journal: Journal, rows: Sequence[int]) -> Iterat
 
 def _gradient_words(entry: GradientComparison) -> str:
     if entry.status != "ok":
-        return f"{entry.status}: {entry.reason}"
+        return f"{entry.status.replace('_', ' ')}: {entry.reason}"
     if entry.relative_error is None:
         return entry.reason
     return f"{entry.relative_error:.1e} from {entry.reference}"
@@ -99,5 +99,5 @@ def _gradient_words(entry: GradientComparison) -> str:
 
 def _run_words(entry: RowRun) -> str:
     if entry.status != "ok":
-        return f"{entry.status}: {entry.reason}"
+        return f"{entry.status.replace('_', ' ')}: {entry.reason}"
     return f"{format_duration(statistics.median(step.step_s for step in entry.steps))} a step"

@@ -21,6 +21,7 @@ from bptool.analysis.profile.tally import Tally
 from bptool.analysis.question import Question
 from bptool.errors import BptoolError
 from bptool.instruments.memory_trace import CATEGORIES
+from bptool.training.activation_checkpoint import PolicyUnfit
 from bptool.training.user_code import describe
 from bptool.units import format_bytes
 
@@ -54,7 +55,7 @@ class Predictor:
         """
         try:
             return self._predicted(row, question)
-        except BudgetTooSmall as error:
+        except (BudgetTooSmall, PolicyUnfit) as error:
             return Prediction(row=row, status="unsupported", reason=_in_a_line(error))
         except BptoolError as error:
             return Prediction(row=row, status="failed", reason=_in_a_line(error))
@@ -111,7 +112,7 @@ def _count(question: Question) -> _Counts:
     step = counted(simulate_deep(config, workload, machine), machine)
     return _Counts(
         peak_bytes=step.peak_bytes,
-        total_bytes=_total(step, machine),
+        total_bytes=_total_or_all(step, machine),
         category_bytes=_categories(step),
         lack=_lack(step, machine) if step.fits is False else "",
         tally=count_deep(config, workload, machine).tally,
@@ -144,6 +145,12 @@ def _categories(step: Simulated) -> dict[str, int]:
 
 def _total(step: Simulated, machine: Machine) -> int:
     return step.reserved_bytes + (machine.gpu.context.expected if machine.gpu else 0)
+
+
+def _total_or_all(step: Simulated, machine: Machine) -> int:
+    """What fits the device needs no more than that: the allocator gives back what it only caches."""
+    total = _total(step, machine)
+    return min(total, machine.capacity_bytes) if step.fits and machine.capacity_bytes is not None else total
 
 
 def _lack(step: Simulated, machine: Machine) -> str:

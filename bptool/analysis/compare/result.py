@@ -9,9 +9,9 @@ from pydantic import Field
 from bptool.analysis.result import Record, Result
 
 Status = Literal["ok", "unsupported", "out_of_memory", "gradients_differ", "failed", "timed_out", "diverged", "not_run"]
-"""Of a row. `unsupported`: its settings contradict each other, or the device cannot do them; `gradients_differ`: its
-recomputation changes the gradient of `none`; `failed`: its process raised an error or died; `diverged`: its loss is not
-finite, or rose while the reference's fell; `not_run`: the grid was stopped before."""
+"""Of a row. `unsupported`: its settings contradict each other, or device or model cannot do them; `gradients_differ`:
+its recomputation changes the gradient of `none`; `failed`: its process raised an error or died; `diverged`: its loss is
+not finite, or rose while the reference's fell; `not_run`: the grid was stopped before."""
 
 
 class StepTimes(Record):

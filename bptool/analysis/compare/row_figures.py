@@ -49,7 +49,8 @@ def by_row(header: Header, entries: Sequence[Entry]) -> list[Found]:
 def figures(header: Header, index: int, label: str, found: Found) -> CompareRow:
     """The row, before it is compared with others."""
     status, reason = _status(header, found)
-    row = CompareRow(settings=header.rows[index], label=label, status=status, reason=reason, notes=_notes(found))
+    notes = _notes(found, reason)
+    row = CompareRow(settings=header.rows[index], label=label, status=status, reason=reason, notes=notes)
     return row.model_copy(update=_predicted(header, found) | _measured(found) | _gradient(found))
 
 
@@ -69,9 +70,9 @@ def _status(header: Header, found: Found) -> tuple[Status, str]:
     return "not_run", "the grid was stopped before"
 
 
-def _notes(found: Found) -> list[str]:
+def _notes(found: Found, told: str) -> list[str]:
     notes = list(found.prediction.notes) if found.prediction else []
-    if found.gradient and found.gradient.status not in ("ok", "gradients_differ"):
+    if found.gradient and found.gradient.status not in ("ok", "gradients_differ") and found.gradient.reason != told:
         notes.append(f"gradient not compared: {found.gradient.reason or found.gradient.status}")
     return notes
 

@@ -10,6 +10,7 @@ from bptool.analysis.compare.entries import Header
 from bptool.analysis.compare.job import Job, JobKind, Outcome
 from bptool.analysis.compare.row_process import run_job
 from bptool.analysis.question import Question
+from bptool.config.axes import labels
 
 _LEAST_WARMUP, _LEAST_COMPILED_WARMUP = 2, 3
 """Steps: the last of them is measured, and must be a steady one; a compiled step is compiled in the first, and what it
@@ -55,8 +56,8 @@ class Session:
         return outcome
 
     def label(self, row: int) -> str:
-        """A row's values of the axes."""
-        return " ".join(str(value) for value in self.header.rows[row].values()) or "as it is"
+        """A row's settings in few words, as the report has them."""
+        return labels(self.header.rows)[row] or "as it is"
 
     @property
     def _asked(self) -> list[Question]:

@@ -18,11 +18,12 @@ from bptool.config.block_plan import parse_plan, write_plan
 from bptool.config.overrides import override
 from bptool.errors import BptoolError, ConfigError, DeviceError, OutOfMemory
 from bptool.hardware import tune_cpu_allocator
+from bptool.training.activation_checkpoint import PolicyUnfit
 from bptool.training.user_code import describe
 from bptool.training.workload import transformer_workload
 
-_CANNOT = (DeviceError, ConfigError, BudgetTooSmall)
-"""The device, or another setting, is against it."""
+_CANNOT = (DeviceError, ConfigError, BudgetTooSmall, PolicyUnfit)
+"""The device, the model, or another setting is against it."""
 
 
 def done(job: Job) -> Outcome:

@@ -85,6 +85,13 @@ class TestStatus:
     def test_a_prediction_alone_is_no_run(self) -> None:
         assert compared(header(1), [prediction(0)]).rows[0].status == "not_run"
 
+    def test_a_reason_is_not_told_again_as_a_note(self) -> None:
+        bad = gradient(1, status="failed", reason="killed", reference=None, relative_error=None, layers={})
+        assert compared(header(2), [run(0), prediction(1), bad]).rows[1].notes == []
+        assert compared(header(2), [run(0), prediction(1), bad, run(1)]).rows[1].notes == [
+            "gradient not compared: killed"
+        ]
+
     def test_what_was_not_reached_is_not_run(self) -> None:
         result = compared(header(2), [run(0)])
         assert result.rows[1].status == "not_run"

@@ -58,6 +58,12 @@ def test_an_unknown_error_is_not_compared() -> None:
     assert dominated_by(points, lambda i, j: False) == [[], [2], []]
 
 
+def test_errors_that_differ_by_a_rounding_are_alike() -> None:
+    """The first is faster than all; the second's error is 2% less and the third's 6%."""
+    points = [Point(1, 1.0), Point(1, 0.98), Point(1, 0.94)]
+    assert dominated_by(points, lambda i, j: i == 0 and j > 0) == [[], [0], []]
+
+
 def test_like_rows_are_both_on_the_front() -> None:
     assert dominated_by([Point(1, 0.0), Point(1, 0.0)], lambda i, j: False) == [[], []]
 

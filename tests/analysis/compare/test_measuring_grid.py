@@ -101,6 +101,14 @@ def test_gradients_first_then_rounds_that_begin_one_further(pretended: Pretended
     assert told[-1] == "round 3 of 3: full, 1.00 s a step"
 
 
+def test_rows_are_called_as_in_the_report(pretended: Pretended, tmp_path: Path) -> None:
+    """`false` alone would not say of what."""
+    pretended.answer = lambda job: Outcome(status="timed_out", reason="so") if job.kind == "run" else None
+    rows = [{"training.compile": "false"}, {"training.compile": "true"}]
+    _, told, _ = measured(tmp_path / "grid", header_of(rows, rounds=1))
+    assert told[-2:] == [f"round 1 of 1: compile={word}, timed out: so" for word in ("false", "true")]
+
+
 def test_what_rows_have_in_common_is_found_out_once(pretended: Pretended, tmp_path: Path) -> None:
     rows = [
         {"activation_checkpoint.policy": policy, "optimizer.name": optimizer, "precision.mode": mode}
@@ -157,8 +165,8 @@ def test_rows_that_something_is_wrong_with_are_not_run(pretended: Pretended, tmp
     assert status == {0: "ok", 1: "timed_out", 2: "gradients_differ", 3: "unsupported", 4: "out_of_memory"}
     assert runs(pretended.short()) == ["run none", "run full", "run none"]
     assert "offload" not in " ".join(pretended.short())
-    assert "gradient of mlp: gradients_differ: recomputation changes a.weight, b, c and 1 more" in " ".join(told)
-    assert "round 1 of 2: full, timed_out: not done after 3 s" in told
+    assert "gradient of mlp: gradients differ: recomputation changes a.weight, b, c and 1 more" in " ".join(told)
+    assert "round 1 of 2: full, timed out: not done after 3 s" in told
 
 
 def test_a_check_that_fails_is_no_fault_of_the_row(pretended: Pretended, tmp_path: Path) -> None:

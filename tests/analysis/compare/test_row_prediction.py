@@ -27,6 +27,19 @@ def net():
     )
 """
 
+OF_TWO_BLOCKS = """
+import torch
+from bptool import Workload
+
+def net():
+    return Workload(
+        model=lambda: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)),
+        batch=lambda generator: torch.randn(2, 4, generator=generator),
+        loss=lambda model, batch: model(batch).mean(),
+        blocks=lambda model: list(model),
+    )
+"""
+
 
 def predictions(*words: str, target: str = "tiny", gpu: str | None = None) -> list[Prediction]:
     grid = read_grid(target, words, device="auto" if gpu else "cpu", gpu=gpu)
@@ -87,6 +100,26 @@ def test_what_does_not_fit_says_so_with_its_figures() -> None:
     assert found.status == "out_of_memory"
     assert "14.56 GiB are there" in found.reason
     assert found.peak_bytes is not None
+
+
+def test_what_fits_needs_no_more_than_is_there() -> None:
+    """The allocator would reserve 79.97 GiB of the 79.1, and gives back what it only caches."""
+    words = ["precision.mode=bf16", f"{POLICY}=budget:16GiB,none"]
+    (found, none) = predictions(*words, target="llama3-8b", gpu="h100")
+    assert (found.status, none.status) == ("ok", "out_of_memory")
+    capacity = read_grid("llama3-8b", words, gpu="h100").machine.capacity_bytes
+    assert capacity is not None
+    assert found.total_bytes is not None
+    assert found.total_bytes <= capacity
+    assert none.total_bytes is not None
+    assert none.total_bytes > capacity
+
+
+def test_a_policy_for_other_blocks_than_the_models_is_unsupported(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(OF_TWO_BLOCKS)
+    (mlp, plan) = predictions(f"{POLICY}=mlp,plan:9*full", target=f"{tmp_path / 'net.py'}:net")
+    assert (mlp.status, plan.status) == ("unsupported", "unsupported")
+    assert "no module of a Linear is called so" in mlp.reason
 
 
 def test_a_model_that_reads_values_fails_and_says_why(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from measured_grids import SMALL, job_of
+from measured_grids import SMALL, job_of, workloads
 
 from bptool.analysis.compare import work
 from bptool.analysis.compare.job import JobKind
@@ -28,6 +28,12 @@ def test_what_device_or_settings_are_against(kind: JobKind, settings: list[str],
     outcome = work.done(job_of(kind, "tiny", tmp_path, [*SMALL, *settings]))
     assert outcome.status == "unsupported"
     assert said in outcome.reason
+
+
+def test_what_the_model_is_against(tmp_path: Path) -> None:
+    """Its blocks are linear layers, with nothing in them."""
+    outcome = work.done(job_of("run", f"{workloads(tmp_path)}:plain", tmp_path, ["activation_checkpoint.policy=mlp"]))
+    assert outcome.status == "unsupported"
 
 
 def test_a_corpus_that_is_not_there(tmp_path: Path) -> None:
