@@ -29,6 +29,12 @@ def policy(name: str, *more: str) -> tuple[str, ...]:
     return (f"activation_checkpoint.policy={name}", *(f"activation_checkpoint.{one}" for one in more))
 
 
+@pytest.fixture(autouse=True)
+def as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a row's process as here: attention on a CPU has a buffer for each."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+
 def run_of(question: Any, folder: Path, warmup: int = 2, steps: int = 1) -> RowRun:
     return RowRun(row=0, round=0, status="ok", **timed_run(question, folder, warmup=warmup, steps=steps).figures)
 
