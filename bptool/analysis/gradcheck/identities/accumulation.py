@@ -19,8 +19,8 @@ from bptool.training.step import TrainStep
 from bptool.training.workload import Batch
 
 NAME = "accumulation"
-_PARTS = (1, 2, 3)
-"""Sequences in each micro-batch of the built-in transformer: so they count unequal numbers of tokens."""
+_PARTS = (1, 1, 2)
+"""Sequences in each micro-batch of the built-in transformer; they count unequal numbers of tokens."""
 
 
 def accumulation(at_hand: ModelAtHand) -> Identity | str:
@@ -31,12 +31,11 @@ def accumulation(at_hand: ModelAtHand) -> Identity | str:
 def _of_transformer(at_hand: ModelAtHand) -> Identity:
     step = at_hand.changed({"training.micro_batch_size": sum(_PARTS)}).exact_step()
     (whole,) = at_hand.changed({"training.micro_batch_size": sum(_PARTS)}).batches(1, torch.float64)
-    agreements = [_agrees(step, whole, _rows(whole, _PARTS), step.workload.weight, "sequences")]
     masked = {**whole, "targets": _partly_ignored(whole["targets"])}
     parts = _rows(masked, _PARTS)
-    agreements.append(_agrees(step, masked, parts, _counted, "ignored targets"))
+    agreement = _agrees(step, masked, parts, _counted, "ignored targets")
     counts = ", ".join(str(_counted(part)) for part in parts)
-    return as_identity(NAME, agreements, f"{len(parts)} micro-batches with {counts} counted tokens = one batch")
+    return as_identity(NAME, [agreement], f"{len(parts)} micro-batches with {counts} counted tokens = one batch")
 
 
 def _of_workload(at_hand: ModelAtHand) -> Identity | str:

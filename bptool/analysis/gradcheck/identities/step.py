@@ -38,6 +38,7 @@ def activation_checkpointing(at_hand: ModelAtHand) -> Identity | str:
     plain = of_mode("fp32") | {"training.compile": False, "activation_checkpoint.policy": "none"}
     if at_hand.built_in:
         plain["model.dropout"] = at_hand.config.model.dropout or _DROPOUT
+        plain["training.micro_batch_size"] = 1  # bits are bits
     without, again = _trained_gradient(at_hand.changed(plain)), _trained_gradient(at_hand.changed(plain))
     if agree_as_one(again, without, 0.0).relative_error:
         return f"{CHECKPOINTING}: the gradient is another at each run, whatever the policy"
@@ -47,6 +48,7 @@ def activation_checkpointing(at_hand: ModelAtHand) -> Identity | str:
     agreements = [
         _policy_agrees(at_hand.changed({**plain, "activation_checkpoint.policy": policy}), without, policy)
         for policy in policies
+        if policy != "none"
     ]
     dropout = f", dropout {plain['model.dropout']:g} drawn again" if at_hand.built_in else ""
     return as_identity(CHECKPOINTING, agreements, f"{', '.join(policies)}: the same gradient to the bit{dropout}")
