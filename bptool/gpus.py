@@ -66,7 +66,8 @@ def _context(expected_mib: int) -> Range:
 
     PyTorch's maintainers name 300 to 400 MB for a first operation (issues 107667 and 109888) and over 1 GB where all
     kernels are loaded at once, as Hugging Face's guide to training memory saw on a V100 (1.3 GiB). It grows with the
-    number of multiprocessors; the figures of single GPUs are estimates.
+    number of multiprocessors; the figures of single GPUs are estimates, but for the T4's: 135 and 143 MiB with PyTorch
+    2.11, after first uses of cuBLAS and cuDNN (torch-preflight, August 2026).
     """
     source = "estimated from public reports of PyTorch processes: CUDA's context, loaded kernels, cuBLAS and cuDNN"
     return Range(expected_mib * MIB // 2, expected_mib * MIB, expected_mib * MIB * 5 // 2, source)
@@ -106,7 +107,7 @@ _TABLE = (
     _Row("rtx4090", "RTX 4090", 24, 23.52, (8, 9), 128, 450, 165.2, 82.6, 82.6, 1.008),
     _Row("rtx3090", "RTX 3090", 24, 23.56, (8, 6), 82, 400, 71, 35.6, 35.6, 0.936),
     # What follows has no bf16 or tf32 units: fp16's rate, and fp32's.
-    _Row("t4", "T4", 16, 14.56, (7, 5), 40, 250, 65, 8.1, 8.1, 0.32),
+    _Row("t4", "T4", 16, 14.56, (7, 5), 40, 140, 65, 8.1, 8.1, 0.32),
     _Row("v100-16gb", "V100", 16, 15.77, (7, 0), 80, 400, 125, 15.7, 15.7, 0.9),
     _Row("v100-32gb", "V100", 32, 31.73, (7, 0), 80, 400, 125, 15.7, 15.7, 0.9),
 )

@@ -14,6 +14,7 @@ from allocator_events import measured_peak, tracked_by_torch
 from foreign_models import FOREIGN
 from memory_settings import FAST, SHAPE, SLOW, TRACKABLE, name
 from published_cuda_peaks import PUBLISHED, predicted_bytes
+from published_cuda_steps import STEPS, predicted_step
 from small_runs import small_config
 
 from bptool.analysis.machine import FakeTensors
@@ -74,6 +75,16 @@ def test_accuracy_on_published_gpus() -> None:
                 print(
                     f"  {measured_mb:>9.1f} MB{predicted_mb:>9.1f} MB{predicted_mb / measured_mb - 1:>+9.2%}  {words}"
                 )
+
+
+def test_accuracy_on_published_steps() -> None:
+    """Whole steps with their update, allocated and reserved."""
+    print(f"\nwhole steps on a GPU\n  {'allocated':>12}{'error':>9}{'reserved':>12}{'error':>9}  step")
+    for row in STEPS["peaks"]:
+        step = predicted_step(row["model"], row["batch"], row["size"])
+        found = ((step.peak_bytes, row["allocated"]), (step.reserved_bytes, row["reserved"]))
+        figures = "".join(f"{ours / 1e6:>9.1f} MB{ours / theirs - 1:>+9.2%}" for ours, theirs in found)
+        print(f"  {figures}  {row['model']}, {row['batch']} x {row['size']}, {STEPS['gpu']}")
 
 
 def test_speed_from_the_shell() -> None:
