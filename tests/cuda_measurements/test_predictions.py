@@ -96,6 +96,7 @@ def test_the_script_without_a_gpu(
     ]
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a build for CUDA asks the driver all the same")
 def test_the_calls_into_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stood in for one by one, the rest on the CPU: what is asked of CUDA, and in which order."""
     calls: list[str] = []
