@@ -115,7 +115,7 @@ def measured_matmul_rate(
     size = size if dtype != torch.float16 else size // 8  # many CPUs emulate it
     left, right = (torch.ones(size, size, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
-    return 2 * size**3 / _best_seconds(lambda: torch.matmul(left, right, out=out), seconds, clock)
+    return 2 * size**3 / best_seconds(lambda: torch.matmul(left, right, out=out), seconds, clock)
 
 
 def measured_memory_bandwidth(
@@ -130,7 +130,7 @@ def measured_memory_bandwidth(
 
     left, right = (torch.ones(n_bytes // 4) for _ in range(2))
     out = torch.empty_like(left)
-    best = _best_seconds(lambda: torch.add(left, right, alpha=3.0, out=out), seconds, clock)
+    best = best_seconds(lambda: torch.add(left, right, alpha=3.0, out=out), seconds, clock)
     return 3 * out.nbytes / best
 
 
@@ -148,10 +148,10 @@ def measured_operation_overhead(*, seconds: float = 0.2, clock: Callable[[], flo
         for _ in range(100):
             y = y * 1.0
 
-    return _best_seconds(batch, seconds, clock) / 100
+    return best_seconds(batch, seconds, clock) / 100
 
 
-def _best_seconds(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+def best_seconds(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
     """The shortest of as many runs as fit into `seconds`, at least one, after one that does not count."""
     action()
     best, start = float("inf"), clock()

@@ -39,7 +39,7 @@ def render(profile: ProfileResult, *, width: int = 100, picture: str = "", given
         *_some(sheets.recompute(profile), width),
         *([_set(sheets.conventions(profile), width)] if profile.conventions else []),
         *_without_gradients(profile, width),
-        *([_sentences("assuming", assumptions(profile), width)] if assumptions(profile) else []),
+        *([_sentences("assuming", profile.assumptions, width)] if profile.assumptions else []),
         next_commands(_next(profile, given)),
     ]
     return "\n\n".join([*map(visible, before), *drawn, *map(visible, after)])
@@ -142,15 +142,6 @@ def _model(profile: ProfileResult) -> str:
     frozen = profile.parameters_count - profile.trainable_parameters_count
     trained = f", {format_count(frozen)} of them frozen" if frozen else ""
     return f"{format_count(profile.parameters_count)} parameters{trained}"
-
-
-def assumptions(profile: ProfileResult) -> list[str]:
-    """What is taken for granted, the depths that were counted among it."""
-    if not profile.extrapolated_from_layers:
-        return profile.assumptions
-    *layers, last = map(str, profile.extrapolated_from_layers)
-    counted = f"counted at {', '.join(layers)} and {last} layers; all layers follow from these"
-    return [*profile.assumptions, counted]
 
 
 def _set(sheet: Sheet, width: int) -> str:

@@ -27,7 +27,7 @@ from bptool.report.html.parts import (
     tree_table,
 )
 from bptool.report.html.roofline import Point, RooflinePlot, roofline
-from bptool.report.profile import asked, assumptions, rows
+from bptool.report.profile import asked, rows
 from bptool.report.profile_sheets import Sheet
 from bptool.report.work import WORK
 from bptool.units import format_count, format_duration, format_flops, format_rate
@@ -70,7 +70,7 @@ def render_page(profile: ProfileResult, *, command: str) -> str:
         *(_section(sheet) for sheet in [sheets.without_flops(profile)] if sheet),
         *([_section(sheets.unexplained(profile))] if profile.unexplained else []),
         *([_section(sheets.conventions(profile))] if profile.conventions else []),
-        *([section("Assumptions", bullets(assumptions(profile)))] if assumptions(profile) else []),
+        *([section("Assumptions", bullets(profile.assumptions))] if profile.assumptions else []),
         section("Again", command_line(command)),
     ]
     return page(profile.command, asked(profile), f"one training step on {profile.gpu or profile.device}", body)

@@ -232,7 +232,7 @@ def without_flops(profile: ProfileResult, most: int = 8) -> Sheet | None:
     rows += [[f"{len(names) - len(shown)} more", "", *_time_cells(rest, total), ""]] if rest else []
     rows.append(["together", "", *_time_cells(everything, total), ""])
     headings = ["", "for", "time", "share", ""]
-    return Sheet("time without FLOPs", headings, rows, right=(2, 3), leave_out=[(1,), (3,)], words=True)
+    return Sheet("time without products", headings, rows, right=(2, 3), leave_out=[(1,), (3,)], words=True)
 
 
 def _seconds(ops: Iterable[OpCost]) -> float:
@@ -248,9 +248,9 @@ def _time_cells(ops: Sequence[OpCost], total: float) -> list[str]:
 
 
 def _as_forwards(name: str, ops: Sequence[OpCost]) -> str:
-    """`0 FLOPs, 96.0 forwards of embedding`: a gradient beside the operation that it is of."""
+    """`no product, 96.0 forwards of embedding`: a gradient beside the operation that it is of."""
     forwards = _forwards(name, ops)
-    return f"0 FLOPs, {forwards:,.1f} forwards of {_forward_of(name)}" if forwards else ""
+    return f"no product, {forwards:,.1f} forwards of {_forward_of(name)}" if forwards else ""
 
 
 def _forwards(name: str, ops: Sequence[OpCost]) -> float:

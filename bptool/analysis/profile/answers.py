@@ -15,6 +15,7 @@ from bptool.analysis.profile.assumptions import assumptions, warnings
 from bptool.analysis.profile.conventions import EXECUTED, conventions
 from bptool.analysis.profile.counting import count_question
 from bptool.analysis.profile.depth import Counted
+from bptool.analysis.profile.kernel_rates import AttentionShape
 from bptool.analysis.profile.measuring import Measurement, Plan, Progress, measure
 from bptool.analysis.profile.parts import flop_counts, module_costs, op_costs, phase_counts
 from bptool.analysis.profile.prediction import predict
@@ -117,8 +118,16 @@ def _rates(question: Question, counted: Counted, *, seconds: float) -> Rates | N
     """
     gpu, mode = question.machine.gpu, question.config.precision.mode
     if gpu is None:
-        return cpu_rates(mode, matmul_dtypes(counted.tally.costs), seconds=seconds)
+        return cpu_rates(mode, matmul_dtypes(counted.tally.costs), _attention(question), seconds=seconds)
     return gpu_rates(gpu, mode) if question.machine.known else None
+
+
+def _attention(question: Question) -> AttentionShape | None:
+    """The built-in transformer's; a user's own is not known."""
+    if question.code:
+        return None
+    config = question.config
+    return AttentionShape(config.training.sequence_length, config.model.head_dim, causal=True)
 
 
 def _units(question: Question) -> int:

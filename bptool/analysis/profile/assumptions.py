@@ -61,8 +61,8 @@ def warnings(admitted: Admission, measurement: Measurement, recorder_overhead: f
 
 def _of_counting(question: Question) -> Iterator[str]:
     counted = "attention is counted over all T x T scores"
-    taken = "half of them where it is causal" if question.machine.gpu else "all of them, as a CPU's kernel does"
-    yield f"{counted}; its predicted time is of {taken}"
+    taken = "of half of them where it is causal" if question.machine.gpu else "at the rate measured, counted alike"
+    yield f"{counted}; its predicted time is {taken}"
 
 
 def _of_timing(question: Question) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bptool.analysis.profile.result import PhaseTimes, PredictedPhase, PredictedTime
-from bptool.analysis.profile.roofline import Rates, by_roofline
+from bptool.analysis.profile.roofline import Rates, predicted_s
 from bptool.analysis.profile.tally import Cost, Place
 from bptool.training.instrument import Phase
 from bptool.units import format_rate
@@ -39,22 +39,40 @@ def predict(costs: Mapping[Place, Cost], units: int, rates: Rates, times: PhaseT
 
 def _predicted(phase: Phase, costs: Mapping[Place, Cost], rates: Rates, times: PhaseTimes | None) -> PredictedPhase:
     inside = [(place, cost) for place, cost in costs.items() if place.phase == phase]
-    work_s = sum(by_roofline(place, cost, rates).longer for place, cost in inside)
+    work_s = sum(predicted_s(place, cost, rates) for place, cost in inside)
     overhead_s = sum(cost.calls for _, cost in inside) * rates.operation_s
-    predicted_s = max(work_s, overhead_s) if rates.runs_ahead else work_s + overhead_s
+    expected_s = max(work_s, overhead_s) if rates.runs_ahead else work_s + overhead_s
     measured = times.of(phase) if times else None
     measured_s = measured.median_s if measured else None
-    error = (predicted_s - measured_s) / measured_s if measured_s else None
-    return PredictedPhase(phase=phase, predicted_s=predicted_s, measured_s=measured_s, relative_error=error)
+    error = (expected_s - measured_s) / measured_s if measured_s else None
+    return PredictedPhase(phase=phase, predicted_s=expected_s, measured_s=measured_s, relative_error=error)
 
 
 def _basis(rates: Rates) -> str:
     """In a sentence."""
     line = rates.roofline
+    products, memory = format_rate(line.flops_per_s, "FLOP"), format_rate(line.bytes_per_s, "B")
+    if rates.kernels is not None:
+        return (
+            f"by what this machine does of each kind, measured: products {products}, {_of_kernels(rates)}memory {memory}"
+            f" as a = b + 3 c, {format_rate(rates.kernels.in_place_bytes_per_s, 'B')} as an update in place; and"
+            f" {rates.operation_source}"
+        )
     each = (
-        f"each operation takes the longer of its FLOPs at {format_rate(line.flops_per_s, 'FLOP')} ({line.flops_source})"
-        f" and its bytes at {format_rate(line.bytes_per_s, 'B')} ({line.bytes_source})"
+        f"each operation takes the longer of its FLOPs at {products} ({line.flops_source})"
+        f" and its bytes at {memory} ({line.bytes_source})"
     )
     if not rates.runs_ahead:
         return f"{each}, and {rates.operation_source}"
     return f"{each}; a phase takes at least {rates.operation_source}"
+
+
+def _of_kernels(rates: Rates) -> str:
+    """In the step's own format; nothing where it was not measured."""
+    kernels = rates.kernels
+    if kernels is None or rates.step_format not in kernels.attention:
+        return ""
+    forward, backward = (format_rate(rate, "FLOP") for rate in kernels.attention[rates.step_format])
+    elementary = format_rate(kernels.elementary[rates.step_format], "FLOP")
+    tokens = f"{kernels.shape.tokens} tokens, heads {kernels.shape.width} wide"
+    return f"attention {forward} and its gradients {backward} ({tokens}), exponentials and their like {elementary}; "

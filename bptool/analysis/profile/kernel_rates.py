@@ -1,0 +1,141 @@
+"""What a CPU does besides matrix products, each kind measured on the kernel that a step uses.
+
+By a roofline all arithmetic runs at the matrix rate, and all bytes come as STREAM's triad gets them. On a CPU neither
+is near: its fused attention in bf16 reaches a tenth of the matrix rate and less, an exponential takes as long as dozens
+of multiplications, and what is written in place is not read once more before (a triad's result is, uncounted).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bptool.analysis.profile.tally import Place
+from bptool.hardware import best_seconds
+from bptool.instruments.flop_formulas import attention_backward_flops, attention_flops
+from bptool.instruments.pointwise_flops import GELU_STEPS
+
+Clock = Callable[[], float]
+_HEADS = 8
+_CACHED_ELEMENTS = 2**16  # a few hundred KiB with the result: in the second-level cache of one core
+_MOST_TOKENS = 1024  # a longer one's rate is hardly another, and takes seconds to measure
+_ELEMENTARY = frozenset(
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan tanh erf erfc sigmoid gelu gelu_backward silu silu_backward elu"
+    " softplus softmax log_softmax logsumexp pow rsqrt".split()
+)
+_WRITTEN_ONLY = frozenset({"zero_", "fill_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_"})
+
+
+class AttentionShape(NamedTuple):
+    """On which an attention's rate depends: tokens of a sequence, width of a head, and whether later ones are hidden."""
+
+    tokens: int = 512
+    width: int = 64
+    causal: bool = False
+
+
+class AttentionRate(NamedTuple):
+    """FLOP/s, counted over all scores: of the forward, and of its gradients."""
+
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class KernelRates:
+    """FLOP/s by dtype, and bytes/s.
+
+    Attributes:
+        attention: of PyTorch's fused attention at `shape`.
+        elementary: of operations with an elementary function (exp, tanh, a root), where no memory is waited for.
+        in_place_bytes_per_s: of an update that reads what it writes.
+    """
+
+    shape: AttentionShape
+    attention: Mapping[str, AttentionRate]
+    elementary: Mapping[str, float]
+    in_place_bytes_per_s: float
+
+    def products_per_s(self, place: Place) -> float | None:
+        """FLOP/s of these products, where they are no ordinary ones."""
+        rate = self.attention.get(place.dtype) if "attention" in place.op else None
+        return None if rate is None else rate.backward if place.kind in ("dgrad", "wgrad") else rate.forward
+
+    def pointwise_per_s(self, place: Place) -> float | None:
+        """FLOP/s of this arithmetic, where it is slow; any other waits for memory."""
+        return self.elementary.get(place.dtype) if place.op.strip("_") in _ELEMENTARY else None
+
+    def bytes_per_s(self, place: Place) -> float | None:
+        """Of these operations, where they write into what they read, as their names tell."""
+        in_place = place.op.endswith("_") and place.op not in _WRITTEN_ONLY
+        return self.in_place_bytes_per_s if in_place else None
+
+    def joined(self, other: KernelRates) -> KernelRates:
+        """With the formats that only the other one knows."""
+        attention, elementary = {**other.attention, **self.attention}, {**other.elementary, **self.elementary}
+        return KernelRates(self.shape, attention, elementary, self.in_place_bytes_per_s)
+
+
+def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape, *, seconds: float) -> KernelRates:
+    """This CPU's, measured now.
+
+    Args:
+        dtypes: such as `bfloat16`.
+        shape: of the step's attention.
+        seconds: for which bandwidth is measured; each rate of a dtype takes a third of it.
+    """
+    formats = {name: getattr(torch, name) for name in sorted(dtypes)}
+    shape = shape._replace(tokens=min(shape.tokens, _MOST_TOKENS))
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        return KernelRates(
+            shape=shape,
+            attention={name: attention_rate(one, shape, seconds=seconds / 3) for name, one in formats.items()},
+            elementary={name: elementary_rate(one, seconds=seconds / 3) for name, one in formats.items()},
+            in_place_bytes_per_s=in_place_bandwidth(seconds=seconds),
+        )
+
+
+def attention_rate(
+    dtype: torch.dtype, shape: AttentionShape, *, seconds: float, clock: Clock = time.perf_counter
+) -> AttentionRate:
+    """Of one sequence with a few heads, each direction the best of several."""
+    sizes = (1, _HEADS, shape.tokens, shape.width)
+    query, key, value = (torch.randn(sizes, dtype=dtype).requires_grad_() for _ in range(3))
+
+    def attend() -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=shape.causal)
+
+    result = attend()
+    slope = torch.ones_like(result)
+
+    def differentiate() -> object:
+        return torch.autograd.grad(result, (query, key, value), slope, retain_graph=True)
+
+    forward_s, backward_s = (best_seconds(action, seconds / 2, clock) for action in (attend, differentiate))
+    flops, of_gradients = (count(sizes, sizes, sizes) for count in (attention_flops, attention_backward_flops))
+    return AttentionRate(flops / forward_s, of_gradients / backward_s)
+
+
+def elementary_rate(dtype: torch.dtype, *, seconds: float, clock: Clock = time.perf_counter) -> float:
+    """Of a GELU (its tanh form) and its gradient over an array that the caches hold, each step of it a FLOP."""
+    x = torch.randn(_CACHED_ELEMENTS, dtype=dtype).requires_grad_()
+    slope = torch.ones_like(x)
+
+    def both() -> object:
+        return torch.autograd.grad(F.gelu(x, approximate="tanh"), x, slope)
+
+    return sum(GELU_STEPS["tanh"]) * x.numel() / best_seconds(both, seconds, clock)
+
+
+def in_place_bandwidth(*, n_bytes: int = 2**26, seconds: float, clock: Clock = time.perf_counter) -> float:
+    """Of PyTorch's fused AdamW over four arrays of `n_bytes` each: it reads all of them and writes three."""
+    weight = torch.zeros(n_bytes // 4, requires_grad=True)
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    return 7 * weight.nbytes / best_seconds(optimizer.step, seconds, clock)
