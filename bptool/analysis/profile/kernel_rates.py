@@ -88,14 +88,14 @@ def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape, *, secon
     Args:
         dtypes: such as `bfloat16`.
         shape: of the step's attention.
-        seconds: for which bandwidth is measured; each rate of a dtype takes a third of it.
+        seconds: for which bandwidth is measured; each rate of a dtype takes a third.
     """
     formats = {name: getattr(torch, name) for name in sorted(dtypes)}
     shape = shape._replace(tokens=min(shape.tokens, _MOST_TOKENS))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         return KernelRates(
             shape=shape,
-            attention={name: attention_rate(one, shape, seconds=seconds / 3) for name, one in formats.items()},
+            attention={name: attention_rate(one, shape, seconds=2 * seconds / 3) for name, one in formats.items()},
             elementary={name: elementary_rate(one, seconds=seconds / 3) for name, one in formats.items()},
             in_place_bytes_per_s=in_place_bandwidth(seconds=seconds),
         )
