@@ -10,7 +10,7 @@ from bptool.report import profile_modules as modules
 from bptool.report import profile_sheets as sheets
 from bptool.report.profile_sheets import Sheet
 from bptool.report.table import labelled, sentence, table
-from bptool.report.text import next_commands, visible
+from bptool.report.text import next_commands, one_of, visible
 from bptool.report.work import WORK
 from bptool.units import format_count, format_duration, format_flops, format_rate
 
@@ -83,7 +83,7 @@ def rows(profile: ProfileResult) -> list[tuple[str, str]]:
     found = []
     if profile.time and profile.tokens_per_s is not None:
         speed = f"{format_count(profile.tokens_per_s)} {profile.unit}/s"
-        of = f"{profile.units_per_step:,} {profile.unit}"
+        of = f"{profile.units_per_step:,} {profile.unit if profile.units_per_step != 1 else one_of(profile.unit)}"
         step = format_duration(profile.time.step.median_s)
         found.append(("speed", f"{speed}, {step} a step of {of}, median of {_steps(profile)}"))
     if profile.predicted:

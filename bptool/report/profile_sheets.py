@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bptool.analysis.profile.result import Duration, OpCost, ProfileResult
+from bptool.report.text import one_of
 from bptool.units import format_bytes, format_duration, format_flops, format_rate
 
 _LEAST_OPS = [(5,), (8,), (4,), (2,), (7,), (6,), (10,), (3,)]
@@ -208,7 +209,7 @@ def conventions(profile: ProfileResult) -> Sheet:
         ]
         for one in profile.conventions
     ]
-    headings = ["", "formula", f"a {profile.unit.removesuffix('s')}", "MFU", "counts"]
+    headings = ["", "formula", f"a {one_of(profile.unit)}", "MFU", "counts"]
     headline = next((i for i, one in enumerate(profile.conventions) if one.headline), None)
     return Sheet("MFU as others count", headings, rows, right=(2, 3), words=True, emphasized=headline, leave_out=[(1,)])
 

@@ -15,16 +15,16 @@ from bptool.analysis.profile.assumptions import assumptions, warnings
 from bptool.analysis.profile.conventions import EXECUTED, conventions
 from bptool.analysis.profile.counting import count_question
 from bptool.analysis.profile.depth import Counted
-from bptool.analysis.profile.kernel_rates import AttentionShape
+from bptool.analysis.profile.kernel_rates import TYPICAL, AttentionShape
 from bptool.analysis.profile.measuring import Measurement, Plan, Progress, measure, stoppable
 from bptool.analysis.profile.parts import flop_counts, module_costs, op_costs, phase_counts
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.ratio_terms import ratio_terms, recompute_terms
 from bptool.analysis.profile.reconciliation import ratio_by_kind, typical, unexplained, with_durations, with_seconds
-from bptool.analysis.profile.recorder_cost import recorder_cost_s
+from bptool.analysis.profile.recorder_cost import recorder_costs
 from bptool.analysis.profile.result import Convention, PhaseTimes, ProfileResult
 from bptool.analysis.profile.roofline import Rates, cpu_rates, gpu_rates, matmul_dtypes, under_roofs
-from bptool.analysis.profile.tally import tally_of
+from bptool.analysis.profile.tally import Tally, tally_of
 from bptool.analysis.profile.timing import finite_differences, phase_times, units_per_s
 from bptool.analysis.question import Question
 from bptool.errors import BptoolError, TargetError
@@ -98,7 +98,7 @@ def _typical(question: Question, measurement: Measurement) -> OperationTrace | N
     if not measurement.traces:
         return None
     on_cpu = question.machine.device == "cpu"  # in a GPU's queue the recorder takes no time
-    return typical(measurement.traces, recorder_cost_s() if on_cpu else {})
+    return typical(measurement.traces, recorder_costs() if on_cpu else {})
 
 
 def _counted(question: Question, trace: OperationTrace | None, *, may_run: bool) -> Counted:
@@ -130,16 +130,16 @@ def _rates(question: Question, counted: Counted, *, seconds: float) -> Rates | N
     """
     gpu, mode = question.machine.gpu, question.config.precision.mode
     if gpu is None:
-        return cpu_rates(mode, matmul_dtypes(counted.tally.costs), _attention(question), seconds=seconds)
+        return cpu_rates(mode, matmul_dtypes(counted.tally.costs), _attention(question, counted.tally), seconds=seconds)
     return gpu_rates(gpu, mode) if question.machine.known else None
 
 
-def _attention(question: Question) -> AttentionShape | None:
-    """The built-in transformer's; a user's own is not known."""
-    if question.code:
+def _attention(question: Question, tally: Tally) -> AttentionShape | None:
+    """The built-in transformer's is known, a user's own is not; None where there is none."""
+    if not any("attention" in place.op for place, cost in tally.costs.items() if cost.flops):
         return None
     config = question.config
-    return AttentionShape(config.training.sequence_length, config.model.head_dim, causal=True)
+    return TYPICAL if question.code else AttentionShape(config.training.sequence_length, config.model.head_dim, True)
 
 
 def _units(question: Question) -> int:

@@ -76,8 +76,8 @@ def _not_adding_up(phases: Sequence[Unexplained], recorder_overhead: float) -> I
     if recorder_overhead > HEAVY:
         remedy = f"the recorder makes a step {1 + recorder_overhead:.1f} times as long, and a larger batch less so"
     yield (
-        f"operations and the time between them add up to {share:.0%} of the step's time: take the seconds of modules and"
-        f" operations as shares, those of phases as they are; {remedy}"
+        f"operations and the time between them add up to {share:.0%} of the step's time: take the seconds of modules"
+        f" and operations as shares, those of phases as they are; {remedy}"
     )
 
 

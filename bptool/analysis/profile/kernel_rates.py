@@ -7,6 +7,7 @@ of multiplications, and what is written in place is not read once more before (a
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,19 +26,23 @@ Clock = Callable[[], float]
 _HEADS = 8
 _CACHED_ELEMENTS = 2**16  # a few hundred KiB with the result: in the second-level cache of one core
 _MOST_TOKENS = 1024  # a longer one's rate is hardly another, and takes seconds to measure
-_ELEMENTARY = frozenset(
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan tanh erf erfc sigmoid gelu gelu_backward silu silu_backward elu"
-    " softplus softmax log_softmax logsumexp pow rsqrt".split()
+_ELEMENTARY = re.compile(
+    r"_?(exp2?|expm1|log(2|10|1p)?|sin|cos|tanh?|erfc?|sigmoid|pow|rsqrt|elu|softplus|logsumexp)_?"
+    r"|_?((gelu|silu)(_backward)?|(log_)?softmax)_?"
 )
 _WRITTEN_ONLY = frozenset({"zero_", "fill_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_"})
 
 
 class AttentionShape(NamedTuple):
-    """On which an attention's rate depends: tokens of a sequence, width of a head, and whether later ones are hidden."""
+    """What an attention's rate depends on: tokens of a sequence, width of a head, whether later tokens are hidden."""
 
     tokens: int = 512
     width: int = 64
     causal: bool = False
+
+
+TYPICAL = AttentionShape()
+"""Where a step's own is not known."""
 
 
 class AttentionRate(NamedTuple):
@@ -52,12 +57,13 @@ class KernelRates:
     """FLOP/s by dtype, and bytes/s.
 
     Attributes:
-        attention: of PyTorch's fused attention at `shape`.
+        shape: of the attention that was measured; None: none was.
+        attention: of PyTorch's fused attention.
         elementary: of operations with an elementary function (exp, tanh, a root), where no memory is waited for.
         in_place_bytes_per_s: of an update that reads what it writes.
     """
 
-    shape: AttentionShape
+    shape: AttentionShape | None
     attention: Mapping[str, AttentionRate]
     elementary: Mapping[str, float]
     in_place_bytes_per_s: float
@@ -69,7 +75,7 @@ class KernelRates:
 
     def pointwise_per_s(self, place: Place) -> float | None:
         """FLOP/s of this arithmetic, where it is slow; any other waits for memory."""
-        return self.elementary.get(place.dtype) if place.op.strip("_") in _ELEMENTARY else None
+        return self.elementary.get(place.dtype) if _ELEMENTARY.fullmatch(place.op) else None
 
     def bytes_per_s(self, place: Place) -> float | None:
         """Of these operations, where they write into what they read, as their names tell."""
@@ -82,20 +88,21 @@ class KernelRates:
         return KernelRates(self.shape, attention, elementary, self.in_place_bytes_per_s)
 
 
-def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape, *, seconds: float) -> KernelRates:
+def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape | None, *, seconds: float) -> KernelRates:
     """This CPU's, measured now.
 
     Args:
         dtypes: such as `bfloat16`.
-        shape: of the step's attention.
+        shape: of the step's attention; None: it has none.
         seconds: for which bandwidth is measured; each rate of a dtype takes a third.
     """
     formats = {name: getattr(torch, name) for name in sorted(dtypes)}
-    shape = shape._replace(tokens=min(shape.tokens, _MOST_TOKENS))
+    shape = shape and shape._replace(tokens=min(shape.tokens, _MOST_TOKENS))
+    attended = formats if shape else {}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         return KernelRates(
             shape=shape,
-            attention={name: attention_rate(one, shape, seconds=2 * seconds / 3) for name, one in formats.items()},
+            attention={name: attention_rate(one, shape, seconds=2 * seconds / 3) for name, one in attended.items()},
             elementary={name: elementary_rate(one, seconds=seconds / 3) for name, one in formats.items()},
             in_place_bytes_per_s=in_place_bandwidth(seconds=seconds),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bptool.analysis.profile.kernel_rates import KernelRates
 from bptool.analysis.profile.result import PhaseTimes, PredictedPhase, PredictedTime
 from bptool.analysis.profile.roofline import Rates, predicted_s
 from bptool.analysis.profile.tally import Cost, Place
@@ -54,8 +55,9 @@ def _basis(rates: Rates) -> str:
     products, memory = format_rate(line.flops_per_s, "FLOP"), format_rate(line.bytes_per_s, "B")
     if rates.kernels is not None:
         return (
-            f"by what this machine does of each kind, measured: products {products}, {_of_kernels(rates)}memory {memory}"
-            f" as a = b + 3 c, {format_rate(rates.kernels.in_place_bytes_per_s, 'B')} as an update in place; and"
+            f"each operation at this machine's measured rate of its kind: products {products},"
+            f" {_of_kernels(rates.kernels, rates.step_format)}; memory {memory} as a = b + 3 c,"
+            f" {format_rate(rates.kernels.in_place_bytes_per_s, 'B')} as an update in place; and"
             f" {rates.operation_source}"
         )
     each = (
@@ -67,12 +69,11 @@ def _basis(rates: Rates) -> str:
     return f"{each}; a phase takes at least {rates.operation_source}"
 
 
-def _of_kernels(rates: Rates) -> str:
-    """In the step's own format; nothing where it was not measured."""
-    kernels = rates.kernels
-    if kernels is None or rates.step_format not in kernels.attention:
-        return ""
-    forward, backward = (format_rate(rate, "FLOP") for rate in kernels.attention[rates.step_format])
-    elementary = format_rate(kernels.elementary[rates.step_format], "FLOP")
-    tokens = f"{kernels.shape.tokens} tokens, heads {kernels.shape.width} wide"
-    return f"attention {forward} and its gradients {backward} ({tokens}), exponentials and their like {elementary}; "
+def _of_kernels(kernels: KernelRates, dtype: str) -> str:
+    """What else was measured in this format."""
+    elementary = f"exponentials and their like {format_rate(kernels.elementary[dtype], 'FLOP')}"
+    if kernels.shape is None:
+        return elementary
+    forward, backward = (format_rate(rate, "FLOP") for rate in kernels.attention[dtype])
+    shape = f"{kernels.shape.tokens} tokens, heads {kernels.shape.width} wide"
+    return f"attention {forward} and its gradients {backward} ({shape}), {elementary}"

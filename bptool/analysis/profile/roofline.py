@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from bptool.analysis.profile.kernel_rates import AttentionShape, KernelRates, measured_kernel_rates
+from bptool.analysis.profile.kernel_rates import TYPICAL, AttentionShape, KernelRates, measured_kernel_rates
 from bptool.analysis.profile.result import OpCost, Roofline
 from bptool.analysis.profile.tally import Cost, Place
 from bptool.gpus import Gpu
@@ -107,14 +107,14 @@ def gpu_rates(gpu: Gpu, mode: str) -> Rates:
 
 
 def cpu_rates(
-    mode: str, dtypes: Iterable[str] = (), shape: AttentionShape | None = None, *, seconds: float = 0.6
+    mode: str, dtypes: Iterable[str] = (), shape: AttentionShape | None = TYPICAL, *, seconds: float = 0.6
 ) -> Rates:
     """This CPU's, measured now.
 
     Args:
         mode: `precision.mode`.
         dtypes: further ones that matrix products are computed in.
-        shape: of the step's attention, where it is known.
+        shape: of the step's attention; None: it has none.
         seconds: for which each rate is measured, the best being kept.
     """
     used = {_FORMAT[mode], *dtypes} & _MODE.keys()
@@ -133,7 +133,7 @@ def cpu_rates(
         flops_source=f"this machine's measured {name} matmul rate",
         bytes_source="this machine's measured bandwidth: a = b + 3 c over arrays larger than its caches",
         operation_source=f"{overhead * 1e6:.1f} µs for each operation, measured on one that computes next to nothing",
-        kernels=measured_kernel_rates(used, shape or AttentionShape(), seconds=seconds),
+        kernels=measured_kernel_rates(used, shape, seconds=seconds),
     )
 
 

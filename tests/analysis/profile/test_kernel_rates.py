@@ -78,6 +78,11 @@ class TestMeasured:
         assert found.shape.tokens == 1024
         assert all(min(rate) > 0 for rate in found.attention.values())
 
+    def test_a_step_without_attention(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(kernel_rates, "in_place_bandwidth", lambda seconds: 1.0)
+        found = measured_kernel_rates({"float32"}, None, seconds=0)
+        assert (found.shape, found.attention, found.elementary.keys()) == (None, {}, {"float32"})
+
 
 class TestChosen:
     RATES = KernelRates(SHAPE, {"bfloat16": AttentionRate(7.0, 3.0)}, {"bfloat16": 5.0}, 20.0)

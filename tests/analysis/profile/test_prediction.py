@@ -73,6 +73,8 @@ def test_the_basis_names_what_was_measured_of_each_kind() -> None:
     assert "products 100.0 FLOP/s, attention 5.0 GFLOP/s and its gradients 2.0 GFLOP/s" in basis
     assert "(256 tokens, heads 64 wide), exponentials and their like 1.0 GFLOP/s" in basis
     assert "memory 10.0 B/s as a = b + 3 c, 30.0 GB/s as an update in place" in basis
+    none = KernelRates(None, {}, {"float32": 1e9}, 30e9)
+    assert "attention" not in predict(STEP, 60, replace(rates(), kernels=none), None).basis
 
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16"])
