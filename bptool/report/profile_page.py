@@ -129,7 +129,7 @@ def _tiles(profile: ProfileResult) -> list[Tile]:
     found.append(Tile("parameters", format_count(profile.parameters_count)))
     if profile.finite_differences:
         one = profile.finite_differences
-        note = f"by finite differences; the backward took {format_duration(one.gradients_s)}"
+        note = f"by finite differences; backpropagation took {format_duration(one.gradients_s)}"
         found.append(Tile("all gradients", format_duration(one.finite_differences_s), note))
     return found
 
@@ -226,7 +226,9 @@ def _roofline(profile: ProfileResult) -> list[Element]:
         " memory is the limit, below the flat one arithmetic. An area is a share of the time; what does no arithmetic"
         " is not shown."
     )
-    if profile.time is None:
+    if profile.time:
+        lead += " What is above the slanted one found its data in a cache."
+    else:
         lead += " Nothing was timed: each stands where the roofs let it be."
     kinds = [(look.name, look.css) for look in WORK if any(op.kind == look.key for op in profile.ops)]
     plot = RooflinePlot(

@@ -97,12 +97,13 @@ def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape | None, *
         seconds: for which bandwidth is measured; each rate of a dtype takes a third.
     """
     formats = {name: getattr(torch, name) for name in sorted(dtypes)}
-    shape = shape and shape._replace(tokens=min(shape.tokens, _MOST_TOKENS))
-    attended = formats if shape else {}
+    asked = None if shape is None else shape._replace(tokens=min(shape.tokens, _MOST_TOKENS))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         return KernelRates(
-            shape=shape,
-            attention={name: attention_rate(one, shape, seconds=2 * seconds / 3) for name, one in attended.items()},
+            shape=asked,
+            attention={name: attention_rate(one, asked, seconds=2 * seconds / 3) for name, one in formats.items()}
+            if asked
+            else {},
             elementary={name: elementary_rate(one, seconds=seconds / 3) for name, one in formats.items()},
             in_place_bytes_per_s=in_place_bandwidth(seconds=seconds),
         )

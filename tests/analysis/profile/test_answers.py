@@ -23,6 +23,7 @@ from bptool.analysis.profile.conventions import EXECUTED
 from bptool.analysis.profile.measuring import Measurement, Plan
 from bptool.analysis.profile.result import ProfileResult, Unexplained
 from bptool.analysis.profile.roofline import Rates
+from bptool.analysis.profile.tally import Tally, tally_of
 from bptool.analysis.question import Question, ask
 from bptool.config.target import CodeTarget
 from bptool.errors import TargetError
@@ -235,11 +236,10 @@ class TestInterrupted:
 
     def test_while_the_figures_are_made_of_what_was_gathered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """All of them are there."""
-        counted = answers.tally_of
 
-        def interrupted(*args: Any) -> Any:
+        def interrupted(trace: Any, model: Any, micro_batches: int, ran: int) -> Tally:
             os.kill(os.getpid(), signal.SIGINT)
-            return counted(*args)
+            return tally_of(trace, model, micro_batches, ran)
 
         monkeypatch.setattr(answers, "tally_of", interrupted)
         before = signal.getsignal(signal.SIGINT)

@@ -147,12 +147,13 @@ class TestRates:
         monkeypatch.setattr(roofline, "measured_matmul_rate", lambda mode, seconds: measured[mode])
         monkeypatch.setattr(roofline, "measured_memory_bandwidth", lambda seconds: 2e10)
         monkeypatch.setattr(roofline, "measured_operation_overhead", lambda seconds: 3e-6)
-        monkeypatch.setattr(roofline, "measured_kernel_rates", lambda dtypes, shape, seconds: (dtypes, shape, seconds))
+        asked: list[Any] = []
+        monkeypatch.setattr(roofline, "measured_kernel_rates", lambda *words, seconds: asked.append((*words, seconds)))
         found = cpu_rates("bf16-mixed", ["float32", "int64"])
         assert found.flops_per_s == {"bfloat16": 8e10, "float32": 5e10}
         assert (found.roofline.ridge, found.operation_s, found.runs_ahead) == (4, 3e-6, False)
         assert found.causal_share == 1
-        assert found.kernels == ({"bfloat16", "float32"}, AttentionShape(), 0.6)
+        assert asked == [({"bfloat16", "float32"}, AttentionShape(), 0.6)]
         assert found.flops_source == "this machine's measured bf16 matmul rate"
         assert found.operation_source.startswith("3.0 µs")
 
