@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from small_runs import question_of, small_config
+from small_runs import question_of, random_batches, small_config, transformer_step
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bptool.analysis.activation_budget import with_plan
 from bptool.analysis.like_blocks import Blocks, Lengths, Stretch
@@ -159,6 +160,24 @@ def test_a_budget_is_counted_as_the_plan_that_it_is() -> None:
     assert config.activation_checkpoint.policy == "plan"
     assert len(set(policies_of(config))) > 1
     assert split(counted(config)) == by_hand(config)
+
+
+@pytest.mark.parametrize("policy", ["none", "full", "save_attention"])
+@pytest.mark.parametrize("shape", [GPT, LLAMA, LATENT], ids=["gpt", "llama", "latent"])
+def test_a_real_step_by_pytorchs_own_counter(shape: dict[str, Any], policy: str) -> None:
+    """Which needs to be told of a CPU's attention (torch 2.13 counts 0)."""
+    config = small_config({**shape, "activation_checkpoint.policy": policy, "training.loss": "plain"})
+    step = transformer_step(config)
+    kernel = "_scaled_dot_product_flash_attention_for_cpu"
+    formulas = {
+        getattr(torch.ops.aten, kernel): lambda q, k, v, *_, out_val=None, **__: sdpa_flop_count(q, k, v),
+        getattr(torch.ops.aten, f"{kernel}_backward"): lambda slope, q, k, v, *_, out_val=None, **__: (
+            sdpa_backward_flop_count(slope, q, k, v)
+        ),
+    }
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        step.accumulate(random_batches(step, 0), [1])
+    assert sum(split(counted(config))) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
