@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,6 @@ from bptool.instruments.flop_formulas import attention_backward_flops, attention
 from bptool.instruments.pointwise_flops import GELU_STEPS
 
 Clock = Callable[[], float]
-_HEADS = 8
 _CACHED_ELEMENTS = 2**16  # a few hundred KiB with the result: in the second-level cache of one core
 _MOST_TOKENS = 1024  # a longer one's rate is hardly another, and takes seconds to measure
 _ELEMENTARY = re.compile(
@@ -112,8 +112,8 @@ def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape | None, *
 def attention_rate(
     dtype: torch.dtype, shape: AttentionShape, *, seconds: float, clock: Clock = time.perf_counter
 ) -> AttentionRate:
-    """Of one sequence with a few heads, each direction the best of several."""
-    sizes = (1, _HEADS, shape.tokens, shape.width)
+    """Of one sequence with a head for each thread, each direction the best of several."""
+    sizes = (1, torch.get_num_threads(), shape.tokens, shape.width)
     query, key, value = (torch.randn(sizes, dtype=dtype).requires_grad_() for _ in range(3))
 
     def attend() -> Tensor:
@@ -141,9 +141,18 @@ def elementary_rate(dtype: torch.dtype, *, seconds: float, clock: Clock = time.p
     return sum(GELU_STEPS["tanh"]) * x.numel() / best_seconds(both, seconds, clock)
 
 
-def in_place_bandwidth(*, n_bytes: int = 2**26, seconds: float, clock: Clock = time.perf_counter) -> float:
-    """Of PyTorch's fused AdamW over four arrays of `n_bytes` each: it reads all of them and writes three."""
+def in_place_bandwidth(
+    *, n_bytes: int = 2**26, parts: int = 8, seconds: float, clock: Clock = time.perf_counter
+) -> float:
+    """The best of PyTorch's fused AdamW over parts of four arrays of `n_bytes` each: it reads all and writes three."""
+    updates = cycle([_update(n_bytes // parts) for _ in range(parts)])
+    return 7 * (n_bytes // parts) / best_seconds(lambda: next(updates)(), seconds, clock)
+
+
+def _update(n_bytes: int) -> Callable[[], object]:
+    """Of one weight, whose optimizer has its state already."""
     weight = torch.zeros(n_bytes // 4, requires_grad=True)
     weight.grad = torch.ones_like(weight)
     optimizer = torch.optim.AdamW([weight], fused=True)
-    return 7 * weight.nbytes / best_seconds(optimizer.step, seconds, clock)
+    optimizer.step()
+    return optimizer.step

@@ -45,7 +45,7 @@ def place(op: str, kind: str = "forward", dtype: str = "bfloat16") -> Place:
 
 class TestMeasured:
     def test_attention_counted_by_pytorchs_formulas(self) -> None:
-        sizes = (1, 8, 16, 4)
+        sizes = (1, torch.get_num_threads(), 16, 4)
         found = attention_rate(torch.float32, SHAPE, seconds=1, clock=ticking(0.25))
         assert found.forward == sdpa_flop_count(sizes, sizes, sizes) / 0.25
         assert found.backward == sdpa_backward_flop_count(sizes, sizes, sizes, sizes) / 0.25
@@ -59,14 +59,15 @@ class TestMeasured:
 
         monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", watched)
         attention_rate(torch.bfloat16, SHAPE, seconds=0)
-        assert set(seen) == {(*[(1, 8, 16, 4)] * 3, torch.bfloat16, True)}
+        assert set(seen) == {(*[(1, torch.get_num_threads(), 16, 4)] * 3, torch.bfloat16, True)}
 
     def test_a_gelu_and_its_gradient(self) -> None:
         """The tanh form written out: 9 steps, and 18."""
         assert elementary_rate(torch.float32, seconds=1, clock=ticking(0.5)) == (9 + 18) * 2**16 / 0.5
 
     def test_an_update_reads_four_arrays_and_writes_three(self) -> None:
-        assert in_place_bandwidth(n_bytes=4096, seconds=1, clock=ticking(0.5)) == 7 * 4096 / 0.5
+        assert in_place_bandwidth(n_bytes=4096, parts=1, seconds=1, clock=ticking(0.5)) == 7 * 4096 / 0.5
+        assert in_place_bandwidth(n_bytes=4096, parts=4, seconds=1, clock=ticking(0.5)) == 7 * 1024 / 0.5
 
     def test_all_of_them_leave_the_runs_random_numbers_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernel_rates, "in_place_bandwidth", lambda seconds: 1.0)
