@@ -1,8 +1,9 @@
-"""What a CPU does besides matrix products, each kind measured on the kernel that a step uses.
+"""What a CPU does of each kind of work, measured on the kernel that a step uses, with data where a step has it.
 
-By a roofline all arithmetic runs at the matrix rate, and all bytes come as STREAM's triad gets them. On a CPU neither
-is near: its fused attention in bf16 reaches a tenth of the matrix rate and less, an exponential takes as long as dozens
-of multiplications, and what is written in place is not read once more before (a triad's result is, uncounted).
+By a roofline all arithmetic runs at the peak, and all bytes come as STREAM's triad gets them. On a CPU neither is near:
+a layer's weights are not in a cache, fused attention in bf16 reaches a tenth of the peak and less, an exponential takes
+as long as dozens of multiplications, and what is written in place is not read once more before (a triad's result is,
+uncounted).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from bptool.instruments.flop_formulas import attention_backward_flops, attention
 from bptool.instruments.pointwise_flops import GELU_STEPS
 
 Clock = Callable[[], float]
+_WIDTH, _WEIGHTS_BYTES = 1024, 2**27
 _CACHED_ELEMENTS = 2**16  # a few hundred KiB with the result: in the second-level cache of one core
 _MOST_TOKENS = 1024  # a longer one's rate is hardly another, and takes seconds to measure
 _ELEMENTARY = re.compile(
@@ -57,20 +59,24 @@ class KernelRates:
     """FLOP/s by dtype, and bytes/s.
 
     Attributes:
+        products: of activations with the weights of a layer, which come from memory.
         shape: of the attention that was measured; None: none was.
         attention: of PyTorch's fused attention.
         elementary: of operations with an elementary function (exp, tanh, a root), where no memory is waited for.
         in_place_bytes_per_s: of an update that reads what it writes.
     """
 
+    products: Mapping[str, float]
     shape: AttentionShape | None
     attention: Mapping[str, AttentionRate]
     elementary: Mapping[str, float]
     in_place_bytes_per_s: float
 
     def products_per_s(self, place: Place) -> float | None:
-        """FLOP/s of these products, where they are no ordinary ones."""
-        rate = self.attention.get(place.dtype) if "attention" in place.op else None
+        """FLOP/s of these products, where it was measured."""
+        if "attention" not in place.op:
+            return self.products.get(place.dtype)
+        rate = self.attention.get(place.dtype)
         return None if rate is None else rate.backward if place.kind in ("dgrad", "wgrad") else rate.forward
 
     def pointwise_per_s(self, place: Place) -> float | None:
@@ -84,8 +90,12 @@ class KernelRates:
 
     def joined(self, other: KernelRates) -> KernelRates:
         """With the formats that only the other one knows."""
-        attention, elementary = {**other.attention, **self.attention}, {**other.elementary, **self.elementary}
-        return KernelRates(self.shape, attention, elementary, self.in_place_bytes_per_s)
+        return replace(
+            self,
+            products={**other.products, **self.products},
+            attention={**other.attention, **self.attention},
+            elementary={**other.elementary, **self.elementary},
+        )
 
 
 def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape | None, *, seconds: float) -> KernelRates:
@@ -100,6 +110,7 @@ def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape | None, *
     asked = None if shape is None else shape._replace(tokens=min(shape.tokens, _MOST_TOKENS))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         return KernelRates(
+            products={name: product_rate(one, seconds=seconds / 3) for name, one in formats.items()},
             shape=asked,
             attention={name: attention_rate(one, asked, seconds=2 * seconds / 3) for name, one in formats.items()}
             if asked
@@ -107,6 +118,14 @@ def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape | None, *
             elementary={name: elementary_rate(one, seconds=seconds / 3) for name, one in formats.items()},
             in_place_bytes_per_s=in_place_bandwidth(seconds=seconds),
         )
+
+
+def product_rate(dtype: torch.dtype, *, seconds: float, clock: Clock = time.perf_counter) -> float:
+    """Of 512 rows with matrices of 1024 x 1024 that no cache holds all of; the best, a millisecond each."""
+    rows, width = torch.ones(512, _WIDTH, dtype=dtype), _WIDTH
+    weights = cycle(torch.ones(_WEIGHTS_BYTES // (width**2 * dtype.itemsize), width, width, dtype=dtype).unbind())
+    out = torch.empty_like(rows)
+    return 2 * rows.numel() * width / best_seconds(lambda: torch.mm(rows, next(weights), out=out), seconds, clock)
 
 
 def attention_rate(

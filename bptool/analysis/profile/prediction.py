@@ -52,16 +52,16 @@ def _predicted(phase: Phase, costs: Mapping[Place, Cost], rates: Rates, times: P
 def _basis(rates: Rates) -> str:
     """In a sentence."""
     line = rates.roofline
-    products, memory = format_rate(line.flops_per_s, "FLOP"), format_rate(line.bytes_per_s, "B")
+    memory = format_rate(line.bytes_per_s, "B")
     if rates.kernels is not None:
         return (
-            f"each operation at this machine's measured rate of its kind: products {products},"
+            "each operation at this machine's measured rate of its kind:"
             f" {_of_kernels(rates.kernels, rates.step_format)}; memory {memory} as a = b + 3 c,"
             f" {format_rate(rates.kernels.in_place_bytes_per_s, 'B')} as an update in place; and"
             f" {rates.operation_source}"
         )
     each = (
-        f"each operation takes the longer of its FLOPs at {products} ({line.flops_source})"
+        f"each operation takes the longer of its FLOPs at {format_rate(line.flops_per_s, 'FLOP')} ({line.flops_source})"
         f" and its bytes at {memory} ({line.bytes_source})"
     )
     if not rates.runs_ahead:
@@ -70,10 +70,11 @@ def _basis(rates: Rates) -> str:
 
 
 def _of_kernels(kernels: KernelRates, dtype: str) -> str:
-    """What else was measured in this format."""
-    elementary = f"exponentials and their like {format_rate(kernels.elementary[dtype], 'FLOP')}"
-    if kernels.shape is None:
-        return elementary
-    forward, backward = (format_rate(rate, "FLOP") for rate in kernels.attention[dtype])
-    shape = f"{kernels.shape.tokens} tokens, heads {kernels.shape.width} wide"
-    return f"attention {forward} and its gradients {backward} ({shape}), {elementary}"
+    """Arithmetic in this format."""
+    found = {"products with weights from memory": kernels.products[dtype]}
+    if kernels.shape is not None:
+        tokens, width, _ = kernels.shape
+        found[f"attention ({tokens} tokens, heads {width} wide)"] = kernels.attention[dtype].forward
+        found["its gradients"] = kernels.attention[dtype].backward
+    found["exponentials and their like"] = kernels.elementary[dtype]
+    return ", ".join(f"{what} {format_rate(rate, 'FLOP')}" for what, rate in found.items())

@@ -20,6 +20,7 @@ from bptool.analysis.profile.kernel_rates import (
     elementary_rate,
     in_place_bandwidth,
     measured_kernel_rates,
+    product_rate,
 )
 from bptool.analysis.profile.tally import Place
 
@@ -44,6 +45,21 @@ def place(op: str, kind: str = "forward", dtype: str = "bfloat16") -> Place:
 
 
 class TestMeasured:
+    def test_products_of_512_rows(self) -> None:
+        assert product_rate(torch.float32, seconds=1, clock=ticking(0.25)) == 2 * 512 * 1024 * 1024 / 0.25
+
+    def test_weights_are_another_products_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[int, torch.dtype]] = []
+
+        def watched(rows: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+            seen.append((weight.data_ptr(), weight.dtype))
+            return out
+
+        monkeypatch.setattr("torch.mm", watched)
+        product_rate(torch.bfloat16, seconds=60, clock=ticking(1))
+        assert len({at for at, _ in seen}) == len(seen) > 15
+        assert {dtype for _, dtype in seen} == {torch.bfloat16}
+
     def test_attention_counted_by_pytorchs_formulas(self) -> None:
         sizes = (1, torch.get_num_threads(), 16, 4)
         found = attention_rate(torch.float32, SHAPE, seconds=1, clock=ticking(0.25))
@@ -75,7 +91,7 @@ class TestMeasured:
         with torch.no_grad():
             found = measured_kernel_rates({"bfloat16", "float32"}, SHAPE._replace(tokens=10**6), seconds=0)
         assert torch.equal(torch.random.get_rng_state(), before)
-        assert found.attention.keys() == found.elementary.keys() == {"bfloat16", "float32"}
+        assert found.attention.keys() == found.elementary.keys() == found.products.keys() == {"bfloat16", "float32"}
         assert found.shape == SHAPE._replace(tokens=1024)
         assert all(min(rate) > 0 for rate in found.attention.values())
 
@@ -88,7 +104,7 @@ class TestMeasured:
 
 
 class TestChosen:
-    RATES = KernelRates(SHAPE, {"bfloat16": AttentionRate(7.0, 3.0)}, {"bfloat16": 5.0}, 20.0)
+    RATES = KernelRates({"bfloat16": 9.0}, SHAPE, {"bfloat16": AttentionRate(7.0, 3.0)}, {"bfloat16": 5.0}, 20.0)
 
     @pytest.mark.parametrize(
         ("op", "kind", "expected"),
@@ -96,7 +112,8 @@ class TestChosen:
             ("_scaled_dot_product_flash_attention_for_cpu", "forward", 7),
             ("_scaled_dot_product_flash_attention_for_cpu", "recompute", 7),
             ("_scaled_dot_product_flash_attention_for_cpu_backward", "dgrad", 3),
-            ("mm", "forward", None),
+            ("mm", "forward", 9),
+            ("addmm", "wgrad", 9),
         ],
     )
     def test_products(self, op: str, kind: str, expected: float | None) -> None:
@@ -120,8 +137,10 @@ class TestChosen:
 
     def test_joined_with_another_format(self) -> None:
         """What is known already stays."""
-        other = KernelRates(SHAPE, {"bfloat16": AttentionRate(1, 1), "float32": AttentionRate(2, 2)}, {"x": 9.0}, 1.0)
+        attention = {"bfloat16": AttentionRate(1, 1), "float32": AttentionRate(2, 2)}
+        other = KernelRates({"bfloat16": 8.0, "float32": 4.0}, SHAPE, attention, {"x": 9.0}, 1.0)
         found = self.RATES.joined(other)
+        assert found.products == {"bfloat16": 9, "float32": 4}
         assert found.attention == {"bfloat16": (7, 3), "float32": (2, 2)}
         assert found.elementary == {"bfloat16": 5, "x": 9}
         assert found.in_place_bytes_per_s == 20

@@ -68,12 +68,14 @@ def test_the_basis_names_the_rates() -> None:
 
 
 def test_the_basis_names_what_was_measured_of_each_kind() -> None:
-    kernels = KernelRates(AttentionShape(256, 64), {"float32": AttentionRate(5e9, 2e9)}, {"float32": 1e9}, 30e9)
+    attention = {"float32": AttentionRate(5e9, 2e9)}
+    kernels = KernelRates({"float32": 9e9}, AttentionShape(256, 64), attention, {"float32": 1e9}, 30e9)
     basis = predict(STEP, 60, replace(rates(), kernels=kernels), None).basis
-    assert "products 100.0 FLOP/s, attention 5.0 GFLOP/s and its gradients 2.0 GFLOP/s" in basis
-    assert "(256 tokens, heads 64 wide), exponentials and their like 1.0 GFLOP/s" in basis
+    assert "products with weights from memory 9.0 GFLOP/s" in basis
+    assert "attention (256 tokens, heads 64 wide) 5.0 GFLOP/s, its gradients 2.0 GFLOP/s" in basis
+    assert "exponentials and their like 1.0 GFLOP/s" in basis
     assert "memory 10.0 B/s as a = b + 3 c, 30.0 GB/s as an update in place" in basis
-    none = KernelRates(None, {}, {"float32": 1e9}, 30e9)
+    none = replace(kernels, shape=None, attention={})
     assert "attention" not in predict(STEP, 60, replace(rates(), kernels=none), None).basis
 
 

@@ -65,14 +65,16 @@ class TestOneOperation:
 
 
 class TestKindsOfWork:
-    """At rates of their own: attention 50 FLOP/s and 20 in its gradients, a GELU 10, in place 40 bytes/s."""
+    """Products 80 FLOP/s, attention 50 and 20 in its gradients, a GELU 10; in place 40 bytes/s."""
 
-    KERNELS = KernelRates(AttentionShape(), {"float32": AttentionRate(50.0, 20.0)}, {"float32": 10.0}, 40.0)
+    ATTENTION = AttentionRate(50.0, 20.0)
+    KERNELS = KernelRates({"float32": 80.0}, AttentionShape(), {"float32": ATTENTION}, {"float32": 10.0}, 40.0)
 
     @pytest.mark.parametrize(
         ("done", "expected"),
         [
-            (operation(flops=500, bytes_moved=20), 5),
+            (operation(flops=400, bytes_moved=20), 5),
+            (operation(flops=500, dtype="bfloat16"), 0.5),
             (operation("scaled_attention", flops=500), 10),
             (operation("scaled_attention_backward", kind="dgrad", flops=500), 25),
             (operation("gelu", pointwise_flops=100, bytes_moved=20), 10),
