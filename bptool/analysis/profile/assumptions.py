@@ -23,6 +23,8 @@ def assumptions(question: Question, admitted: Admission, measurement: Measuremen
         sentences.append(f"counted, {admitted.refusal}")
     if admitted.note:
         sentences.append(admitted.note)
+    if admitted.memory:
+        sentences.append("peak memory is predicted, as memory-estimate does, also where the step is run")
     if depths:
         check, low, high = depths
         known = f"{low} and {high}, and so do {check}, as counting them showed"

@@ -19,7 +19,7 @@ PUBLISHED = (1.7, 2.5)
 
 
 def predict(costs: Mapping[Place, Cost], units: int, rates: Rates, times: PhaseTimes | None) -> PredictedTime:
-    """The step's time by the roofline, phase by phase, beside the measured one where there is one.
+    """The step's time, operation by operation and phase by phase, beside the measured one where there is one.
 
     On a CPU each operation's own overhead adds to its work; a GPU works off a queue, so a phase takes the longer of the
     launches and the work.

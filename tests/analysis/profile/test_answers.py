@@ -188,6 +188,7 @@ class TestCountedOnly:
         assert found.result.warnings == []
         assert found.result.units_per_step == 32
         assert found.result.memory
+        assert "peak memory is predicted, as memory-estimate does" in self.told(found.result)
 
     def test_a_gpu_that_is_elsewhere(self) -> None:
         asked = replace(question({"precision.mode": "bf16-mixed"}), machine=machine_named("auto", "h100"))
@@ -215,6 +216,7 @@ class TestCountedOnly:
         assert len(result.extrapolated_from_layers) == 3
         assert "80 layers follow from" in self.told(result)
         assert result.memory == []
+        assert "peak memory is predicted" not in self.told(result)
 
 
 class TestInterrupted:
