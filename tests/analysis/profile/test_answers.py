@@ -155,7 +155,7 @@ class TestMeasured:
         (0.8, 0.15, 3.0, ""),
         (1.0, 0.05, None, ""),
         (0.4, 0.1, 0.4, "add up to 50% of the step's time: .* stop what else runs here"),
-        (0.9, 0.3, 0.6, "add up to 120% of the step's time: .* the recorder makes a step 1.6 times as long"),
+        (0.9, 0.3, 0.6, "add up to 120% of the step's time: .* a larger batch .* makes a step 1.6 times as long"),
     ],
 )
 def test_operations_that_do_not_add_up_to_the_step(
