@@ -76,7 +76,8 @@ def _not_adding_up(phases: Sequence[Unexplained], recorder_overhead: float) -> I
         return
     remedy = "stop what else runs here, or time more of them: --steps 30"
     if recorder_overhead > HEAVY:
-        remedy = f"a larger batch makes the recorder weigh less, which makes a step {1 + recorder_overhead:.1f} times as long"
+        times = f"{1 + recorder_overhead:.1f} times as long"
+        remedy = f"a larger batch makes the recorder weigh less, which makes a step {times}"
     yield (
         f"operations and the time between them add up to {share:.0%} of the step's time: take the seconds of modules"
         f" and operations as shares, those of phases as they are; {remedy}"
