@@ -12,10 +12,11 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,36 +103,53 @@ def peak_rate(device: torch.device, mode: str) -> PeakRate:
 
 
 def measured_matmul_rate(
-    mode: str, *, size: int = 2048, seconds: float = 0.6, clock: Callable[[], float] = time.perf_counter
+    mode: str,
+    *,
+    sizes: Sequence[int] = (512, 1024, 2048),
+    seconds: float = 0.6,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """The best FLOP/s of a square matrix product on the CPU, in the format that `precision.mode` multiplies in.
 
-    The best of several is what the machine can do when nothing disturbs it, which is what a peak is.
+    The best of several is what the machine can do when nothing disturbs it, which is what a peak is. Small ones, of a
+    millisecond, are over before another process is given the core; large ones keep many cores busy.
     """
     import torch
 
     dtypes = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "fp16-mixed": torch.float16}
     dtype = dtypes.get(mode, torch.float32)
-    size = size if dtype != torch.float16 else size // 8  # many CPUs emulate it
-    left, right = (torch.ones(size, size, dtype=dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    return 2 * size**3 / _best_seconds(lambda: torch.matmul(left, right, out=out), seconds, clock)
+    shrunk = 8 if dtype == torch.float16 else 1  # many CPUs emulate it
+
+    def rate(size: int) -> float:
+        left, right = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+        out = torch.empty_like(left)
+        return 2 * size**3 / best_seconds(lambda: torch.matmul(left, right, out=out), seconds / len(sizes), clock)
+
+    return max(rate(size // shrunk) for size in sizes)
 
 
 def measured_memory_bandwidth(
-    *, n_bytes: int = 2**27, seconds: float = 0.6, clock: Callable[[], float] = time.perf_counter
+    *,
+    n_bytes: int = 2**27,
+    part_bytes: int = 2**22,
+    seconds: float = 0.6,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """The best bytes/s of `a = b + 3 c` over arrays of `n_bytes` each, which no cache should hold.
+    """The best bytes/s of `a = b + 3 c` over parts of arrays of `n_bytes` each, which no cache should hold.
 
     The triad of STREAM (McCalpin 1995), counted as there: two arrays are read and one is written, and that a CPU reads
-    a line before it writes to it is not counted.
+    a line before it writes to it is not counted. A part is over before another process is given the core.
     """
     import torch
 
-    left, right = (torch.ones(n_bytes // 4) for _ in range(2))
-    out = torch.empty_like(left)
-    best = _best_seconds(lambda: torch.add(left, right, alpha=3.0, out=out), seconds, clock)
-    return 3 * out.nbytes / best
+    arrays = [torch.ones(n_bytes // 4) for _ in range(3)]
+    parts = cycle(zip(*(array.split(part_bytes // 4) for array in arrays), strict=True))
+
+    def add_a_part() -> None:
+        left, right, out = next(parts)
+        torch.add(left, right, alpha=3.0, out=out)
+
+    return 3 * min(part_bytes, n_bytes) / best_seconds(add_a_part, seconds, clock)
 
 
 def measured_operation_overhead(*, seconds: float = 0.2, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -148,10 +166,10 @@ def measured_operation_overhead(*, seconds: float = 0.2, clock: Callable[[], flo
         for _ in range(100):
             y = y * 1.0
 
-    return _best_seconds(batch, seconds, clock) / 100
+    return best_seconds(batch, seconds, clock) / 100
 
 
-def _best_seconds(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+def best_seconds(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
     """The shortest of as many runs as fit into `seconds`, at least one, after one that does not count."""
     action()
     best, start = float("inf"), clock()

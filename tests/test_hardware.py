@@ -148,8 +148,14 @@ class TestMeasuredRate:
     def test_the_best_of_several_by_an_injected_clock(self) -> None:
         """Products of 2 x 32^3 FLOP that take 4, 2 and 3 seconds: the machine can do one in 2."""
         readings = iter([0, 0.1, 1, 5, 5.1, 6, 8, 8.1, 10, 13, 100])
-        rate = measured_matmul_rate("fp32", size=32, seconds=50, clock=lambda: next(readings))
+        rate = measured_matmul_rate("fp32", sizes=(32,), seconds=50, clock=lambda: next(readings))
         assert rate == pytest.approx(2 * 32**3 / 2)
+
+    def test_the_best_of_several_sizes(self) -> None:
+        """Of a product of 32 that takes 1 s, and one of 64 that takes 4: eight times the FLOPs."""
+        readings = iter([0, 1, 2, 3, 30, 100, 101, 102, 106, 130])
+        rate = measured_matmul_rate("fp32", sizes=(32, 64), seconds=20, clock=lambda: next(readings))
+        assert rate == 2 * 64**3 / 4
 
     @pytest.mark.parametrize(
         ("mode", "dtype"),
@@ -166,7 +172,7 @@ class TestMeasuredRate:
             return matmul(left, right, **rest)
 
         monkeypatch.setattr(torch, "matmul", watched)
-        assert measured_matmul_rate(mode, size=64, seconds=0.001) > 0
+        assert measured_matmul_rate(mode, sizes=(64,), seconds=0.001) > 0
         assert seen == {dtype}
 
 
@@ -180,6 +186,11 @@ class TestMeasuredBandwidth:
         """Additions over arrays of 4 KiB that take 4, 2 and 3 seconds."""
         clock = clock_of(0, 0.1, 1, 5, 5.1, 6, 8, 8.1, 10, 13, 100)
         assert measured_memory_bandwidth(n_bytes=4096, seconds=50, clock=clock) == 3 * 4096 / 2
+
+    def test_part_by_part(self) -> None:
+        """Of arrays of 4 KiB, a quarter at a time."""
+        clock = clock_of(0, 0.1, 1, 5, 5.1, 6, 8, 8.1, 10, 13, 100)
+        assert measured_memory_bandwidth(n_bytes=4096, part_bytes=1024, seconds=50, clock=clock) == 3 * 1024 / 2
 
     def test_it_is_a_sum_of_arrays_that_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[int] = []

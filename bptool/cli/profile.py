@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bptool.cli.garbage import collecting_seldom
 from bptool.cli.guard import guarded, note, say
 from bptool.cli.refusals import refuse_device, refuse_files
 from bptool.cli.words import Debug, Device, Force, GpuName, Html, Json, Keys, Steps, WarmUp, Words, split_words
@@ -93,14 +94,16 @@ def profile(
     _refuse(device, gpu, steps, warmup)
     _refuse_files(files, count=count, force=force)
 
-    from bptool.analysis.profile.answers import profile as profiled_step
-    from bptool.analysis.profile.measuring import Plan
-    from bptool.analysis.question import ask
-    from bptool.report.step_progress import counting_steps
+    # A real step is to meet the garbage collector as the trainer's does.
+    with collecting_seldom() if count else nullcontext():
+        from bptool.analysis.profile.answers import profile as profiled_step
+        from bptool.analysis.profile.measuring import Plan
+        from bptool.analysis.question import ask
+        from bptool.report.step_progress import counting_steps
 
-    with redirect_stdout(sys.stderr), counting_steps() as done:  # what the user's own code prints is not our result
-        question = ask(target, overrides, command="profile", device=device, gpu=gpu)
-        profiled = profiled_step(question, Plan(steps=steps, warmup=warmup, measure=not count), done)
+        with redirect_stdout(sys.stderr), counting_steps() as done:  # what the user's own code prints is not our result
+            question = ask(target, overrides, command="profile", device=device, gpu=gpu)
+            profiled = profiled_step(question, Plan(steps=steps, warmup=warmup, measure=not count), done)
     for warning in profiled.result.warnings:
         say(f"warning: {warning}")
     _write(files, profiled)

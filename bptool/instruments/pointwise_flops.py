@@ -36,7 +36,7 @@ _PER_INPUT: dict[int, str] = {
 _PER_SOURCE = ("scatter_add", "index_add", "index_put", "_index_put_impl", "scatter_reduce")
 """One for each element that is added to the target."""
 
-_GELU = {"none": (5, 11), "tanh": (9, 18)}
+GELU_STEPS = {"none": (5, 11), "tanh": (9, 18)}
 """Steps forward and backward: `x (1 + erf(x / sqrt 2)) / 2`, or with the tanh of a cubic in x."""
 
 _NORMS: dict[str, tuple[int, int, int]] = {
@@ -105,7 +105,7 @@ def _sum(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
 
 def _gelu(backward: bool) -> _Counter:
     def count(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
-        return _GELU[kwargs.get("approximate", "none")][backward] * _results(args, result)
+        return GELU_STEPS[kwargs.get("approximate", "none")][backward] * _results(args, result)
 
     return count
 

@@ -10,7 +10,7 @@ from bptool.report import profile_modules as modules
 from bptool.report import profile_sheets as sheets
 from bptool.report.profile_sheets import Sheet
 from bptool.report.table import labelled, sentence, table
-from bptool.report.text import next_commands, visible
+from bptool.report.text import next_commands, one_of, visible
 from bptool.report.work import WORK
 from bptool.units import format_count, format_duration, format_flops, format_rate
 
@@ -39,7 +39,7 @@ def render(profile: ProfileResult, *, width: int = 100, picture: str = "", given
         *_some(sheets.recompute(profile), width),
         *([_set(sheets.conventions(profile), width)] if profile.conventions else []),
         *_without_gradients(profile, width),
-        *([_sentences("assuming", assumptions(profile), width)] if assumptions(profile) else []),
+        *([_sentences("assuming", profile.assumptions, width)] if profile.assumptions else []),
         next_commands(_next(profile, given)),
     ]
     return "\n\n".join([*map(visible, before), *drawn, *map(visible, after)])
@@ -83,7 +83,7 @@ def rows(profile: ProfileResult) -> list[tuple[str, str]]:
     found = []
     if profile.time and profile.tokens_per_s is not None:
         speed = f"{format_count(profile.tokens_per_s)} {profile.unit}/s"
-        of = f"{profile.units_per_step:,} {profile.unit}"
+        of = f"{profile.units_per_step:,} {profile.unit if profile.units_per_step != 1 else one_of(profile.unit)}"
         step = format_duration(profile.time.step.median_s)
         found.append(("speed", f"{speed}, {step} a step of {of}, median of {_steps(profile)}"))
     if profile.predicted:
@@ -142,15 +142,6 @@ def _model(profile: ProfileResult) -> str:
     frozen = profile.parameters_count - profile.trainable_parameters_count
     trained = f", {format_count(frozen)} of them frozen" if frozen else ""
     return f"{format_count(profile.parameters_count)} parameters{trained}"
-
-
-def assumptions(profile: ProfileResult) -> list[str]:
-    """What is taken for granted, the depths that were counted among it."""
-    if not profile.extrapolated_from_layers:
-        return profile.assumptions
-    *layers, last = map(str, profile.extrapolated_from_layers)
-    counted = f"counted at {', '.join(layers)} and {last} layers; all layers follow from these"
-    return [*profile.assumptions, counted]
 
 
 def _set(sheet: Sheet, width: int) -> str:

@@ -27,7 +27,7 @@ from bptool.report.html.parts import (
     tree_table,
 )
 from bptool.report.html.roofline import Point, RooflinePlot, roofline
-from bptool.report.profile import asked, assumptions, rows
+from bptool.report.profile import asked, rows
 from bptool.report.profile_sheets import Sheet
 from bptool.report.work import WORK
 from bptool.units import format_count, format_duration, format_flops, format_rate
@@ -70,7 +70,7 @@ def render_page(profile: ProfileResult, *, command: str) -> str:
         *(_section(sheet) for sheet in [sheets.without_flops(profile)] if sheet),
         *([_section(sheets.unexplained(profile))] if profile.unexplained else []),
         *([_section(sheets.conventions(profile))] if profile.conventions else []),
-        *([section("Assumptions", bullets(assumptions(profile)))] if assumptions(profile) else []),
+        *([section("Assumptions", bullets(profile.assumptions))] if profile.assumptions else []),
         section("Again", command_line(command)),
     ]
     return page(profile.command, asked(profile), f"one training step on {profile.gpu or profile.device}", body)
@@ -129,7 +129,7 @@ def _tiles(profile: ProfileResult) -> list[Tile]:
     found.append(Tile("parameters", format_count(profile.parameters_count)))
     if profile.finite_differences:
         one = profile.finite_differences
-        note = f"by finite differences; the backward took {format_duration(one.gradients_s)}"
+        note = f"by finite differences; backpropagation took {format_duration(one.gradients_s)}"
         found.append(Tile("all gradients", format_duration(one.finite_differences_s), note))
     return found
 
@@ -226,7 +226,9 @@ def _roofline(profile: ProfileResult) -> list[Element]:
         " memory is the limit, below the flat one arithmetic. An area is a share of the time; what does no arithmetic"
         " is not shown."
     )
-    if profile.time is None:
+    if profile.time:
+        lead += " What is above the slanted one found its data in a cache."
+    else:
         lead += " Nothing was timed: each stands where the roofs let it be."
     kinds = [(look.name, look.css) for look in WORK if any(op.kind == look.key for op in profile.ops)]
     plot = RooflinePlot(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bptool.analysis.profile.result import Duration, OpCost, ProfileResult
+from bptool.report.text import one_of
 from bptool.units import format_bytes, format_duration, format_flops, format_rate
 
 _LEAST_OPS = [(5,), (8,), (4,), (2,), (7,), (6,), (10,), (3,)]
@@ -208,7 +209,7 @@ def conventions(profile: ProfileResult) -> Sheet:
         ]
         for one in profile.conventions
     ]
-    headings = ["", "formula", f"a {profile.unit.removesuffix('s')}", "MFU", "counts"]
+    headings = ["", "formula", f"a {one_of(profile.unit)}", "MFU", "counts"]
     headline = next((i for i, one in enumerate(profile.conventions) if one.headline), None)
     return Sheet("MFU as others count", headings, rows, right=(2, 3), words=True, emphasized=headline, leave_out=[(1,)])
 
@@ -232,7 +233,7 @@ def without_flops(profile: ProfileResult, most: int = 8) -> Sheet | None:
     rows += [[f"{len(names) - len(shown)} more", "", *_time_cells(rest, total), ""]] if rest else []
     rows.append(["together", "", *_time_cells(everything, total), ""])
     headings = ["", "for", "time", "share", ""]
-    return Sheet("time without FLOPs", headings, rows, right=(2, 3), leave_out=[(1,), (3,)], words=True)
+    return Sheet("time without products", headings, rows, right=(2, 3), leave_out=[(1,), (3,)], words=True)
 
 
 def _seconds(ops: Iterable[OpCost]) -> float:
@@ -248,9 +249,9 @@ def _time_cells(ops: Sequence[OpCost], total: float) -> list[str]:
 
 
 def _as_forwards(name: str, ops: Sequence[OpCost]) -> str:
-    """`0 FLOPs, 96.0 forwards of embedding`: a gradient beside the operation that it is of."""
+    """`no product, 96.0 forwards of embedding`: a gradient beside the operation that it is of."""
     forwards = _forwards(name, ops)
-    return f"0 FLOPs, {forwards:,.1f} forwards of {_forward_of(name)}" if forwards else ""
+    return f"no product, {forwards:,.1f} forwards of {_forward_of(name)}" if forwards else ""
 
 
 def _forwards(name: str, ops: Sequence[OpCost]) -> float:

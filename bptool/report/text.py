@@ -49,3 +49,8 @@ def place(phase: str, op: str, module: str) -> str:
     """Where in a step: `forward · aten.mm in blocks.3`; what is not known is left out."""
     where = " in ".join(word for word in (op, module) if word)
     return " · ".join(word for word in (phase, where) if word)
+
+
+def one_of(unit: str) -> str:
+    """`tokens` to `token`, `micro-batches` to `micro-batch`: a plural that somebody named, as English makes most."""
+    return unit[:-2] if unit.endswith(("ches", "shes", "xes", "sses")) else unit.removesuffix("s")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bptool.report.text import aligned, next_commands, quoted, visible
+from bptool.report.text import aligned, next_commands, one_of, quoted, visible
 
 
 def test_columns_are_as_wide_as_the_longest_label() -> None:
@@ -30,3 +30,11 @@ def test_quoted_text_keeps_its_lines_and_is_marked_on_each() -> None:
 
 def test_next_commands() -> None:
     assert next_commands(["a b", "c"]) == "next:\n  a b\n  c"
+
+
+@pytest.mark.parametrize(
+    ("unit", "one"),
+    [("tokens", "token"), ("micro-batches", "micro-batch"), ("images", "image"), ("boxes", "box"), ("data", "data")],
+)
+def test_one_of_many(unit: str, one: str) -> None:
+    assert one_of(unit) == one

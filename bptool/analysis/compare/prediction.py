@@ -101,8 +101,7 @@ class Predictor:
         if known is None:
             self._of_cpu = cpu_rates(mode, wanted, seconds=_SECONDS)
         elif not wanted <= self._measured:
-            more = cpu_rates(mode, wanted, seconds=_SECONDS).flops_per_s
-            self._of_cpu = replace(known, flops_per_s={**more, **known.flops_per_s})
+            self._of_cpu = known.joined(cpu_rates(mode, wanted, seconds=_SECONDS))
         self._measured |= wanted
         return self._of_cpu
 

@@ -15,15 +15,16 @@ from bptool.analysis.profile.assumptions import assumptions, warnings
 from bptool.analysis.profile.conventions import EXECUTED, conventions
 from bptool.analysis.profile.counting import count_question
 from bptool.analysis.profile.depth import Counted
-from bptool.analysis.profile.measuring import Measurement, Plan, Progress, measure
+from bptool.analysis.profile.kernel_rates import TYPICAL, AttentionShape
+from bptool.analysis.profile.measuring import Measurement, Plan, Progress, measure, stoppable
 from bptool.analysis.profile.parts import flop_counts, module_costs, op_costs, phase_counts
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.ratio_terms import ratio_terms, recompute_terms
 from bptool.analysis.profile.reconciliation import ratio_by_kind, typical, unexplained, with_durations, with_seconds
-from bptool.analysis.profile.recorder_cost import recorder_cost_s
+from bptool.analysis.profile.recorder_cost import recorder_costs
 from bptool.analysis.profile.result import Convention, PhaseTimes, ProfileResult
 from bptool.analysis.profile.roofline import Rates, cpu_rates, gpu_rates, matmul_dtypes, under_roofs
-from bptool.analysis.profile.tally import tally_of
+from bptool.analysis.profile.tally import Tally, tally_of
 from bptool.analysis.profile.timing import finite_differences, phase_times, units_per_s
 from bptool.analysis.question import Question
 from bptool.errors import BptoolError, TargetError
@@ -69,23 +70,35 @@ def profile(question: Question, plan: Plan, done: Progress = lambda number, tota
     with users_errors(question.code):
         question = with_plan(question)
         admitted = admission(question, measure=plan.measure)
-        measurement = _NOTHING
-        if not admitted.refusal:
+        if admitted.refusal:
+            return _profiled(_found(question, admitted, _NOTHING))
+        with stoppable() as stop:
             with memory_errors(question, admitted.prediction):
-                measurement = measure(question, plan, done)
-        trace = _typical(question, measurement)
-        counted = _counted(question, trace, may_run=not admitted.refusal)
-        rates = _rates(question, counted, seconds=0.6 if measurement.timed else 0.2)
-        units = measurement.timed[0].units if measurement.timed else _units(question)
-        found = _Found(question, admitted, measurement, trace, counted, rates, units)
-        return Profiled(_result(found), trace)
+                measurement = measure(question, plan, stop, done)
+            found = _found(question, admitted, measurement)
+            # Whoever stops it while the figures are made has them all the same.
+            measurement = replace(measurement, interrupted=bool(stop.reason))
+            return _profiled(replace(found, measurement=measurement))
+
+
+def _found(question: Question, admitted: Admission, measurement: Measurement) -> _Found:
+    trace = _typical(question, measurement)
+    counted = _counted(question, trace, may_run=not admitted.refusal)
+    thorough = measurement.timed and not measurement.interrupted
+    rates = _rates(question, counted, seconds=0.6 if thorough else 0.2)
+    units = measurement.timed[0].units if measurement.timed else _units(question)
+    return _Found(question, admitted, measurement, trace, counted, rates, units)
+
+
+def _profiled(found: _Found) -> Profiled:
+    return Profiled(_result(found), found.trace)
 
 
 def _typical(question: Question, measurement: Measurement) -> OperationTrace | None:
     if not measurement.traces:
         return None
     on_cpu = question.machine.device == "cpu"  # in a GPU's queue the recorder takes no time
-    return typical(measurement.traces, recorder_cost_s() if on_cpu else {})
+    return typical(measurement.traces, recorder_costs() if on_cpu else {})
 
 
 def _counted(question: Question, trace: OperationTrace | None, *, may_run: bool) -> Counted:
@@ -117,8 +130,16 @@ def _rates(question: Question, counted: Counted, *, seconds: float) -> Rates | N
     """
     gpu, mode = question.machine.gpu, question.config.precision.mode
     if gpu is None:
-        return cpu_rates(mode, matmul_dtypes(counted.tally.costs), seconds=seconds)
+        return cpu_rates(mode, matmul_dtypes(counted.tally.costs), _attention(question, counted.tally), seconds=seconds)
     return gpu_rates(gpu, mode) if question.machine.known else None
+
+
+def _attention(question: Question, tally: Tally) -> AttentionShape | None:
+    """The built-in transformer's is known, a user's own is not; None where there is none."""
+    if not any("attention" in place.op for place, cost in tally.costs.items() if cost.flops):
+        return None
+    config = question.config
+    return TYPICAL if question.code else AttentionShape(config.training.sequence_length, config.model.head_dim, True)
 
 
 def _units(question: Question) -> int:
@@ -140,6 +161,7 @@ def _result(found: _Found) -> ProfileResult:
     facts = tally.modules.values()
     trainable = sum(module.trainable for module in facts)
     forward_s, overhead = measurement.forward_s, _overhead(measurement)
+    explained = unexplained(times, found.trace) if times and found.trace else []
     return ProfileResult(
         target=question.target,
         settings=list(question.settings),
@@ -162,7 +184,7 @@ def _result(found: _Found) -> ProfileResult:
         conventions=known,
         modules=modules,
         ops=under_roofs(ops, tally.costs, rates) if rates else ops,
-        unexplained=unexplained(times, found.trace) if times and found.trace else [],
+        unexplained=explained,
         recorder_overhead=overhead,
         roofline=line,
         predicted=predict(tally.costs, found.units, rates, times) if rates else None,
@@ -171,7 +193,7 @@ def _result(found: _Found) -> ProfileResult:
         compiled=question.config.training.compile and times is not None,
         extrapolated_from_layers=list(found.counted.depths),
         assumptions=assumptions(question, found.admission, measurement, found.counted.depths),
-        warnings=warnings(found.admission, measurement, overhead),
+        warnings=warnings(found.admission, measurement, explained, overhead),
         interrupted=measurement.interrupted,
     )
 

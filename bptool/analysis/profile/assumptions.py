@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 from bptool.analysis.profile.admission import Admission
 from bptool.analysis.profile.measuring import Measurement
 from bptool.analysis.profile.prediction import PUBLISHED
+from bptool.analysis.profile.result import Unexplained
 from bptool.analysis.question import Question
 
+WIDE = 0.1
+"""How far, as a share, a step's operations may add up to another time than the step's before that is a warning."""
 HEAVY = 0.5
-"""How much longer a recorded step may be, as a share, before that is a warning."""
+"""How much longer a recorded step may be, as a share, before the recorder is what a remedy is about."""
 
 
 def assumptions(question: Question, admitted: Admission, measurement: Measurement, depths: Sequence[int]) -> list[str]:
@@ -20,6 +23,8 @@ def assumptions(question: Question, admitted: Admission, measurement: Measuremen
         sentences.append(f"counted, {admitted.refusal}")
     if admitted.note:
         sentences.append(admitted.note)
+    if admitted.memory:
+        sentences.append("peak memory is predicted, as memory-estimate does, also where the step is run")
     if depths:
         check, low, high = depths
         known = f"{low} and {high}, and so do {check}, as counting them showed"
@@ -43,14 +48,18 @@ def assumptions(question: Question, admitted: Admission, measurement: Measuremen
     return sentences
 
 
-def warnings(admitted: Admission, measurement: Measurement, recorder_overhead: float | None) -> list[str]:
-    """Each with its remedy."""
-    found = list(measurement.warnings)
-    if recorder_overhead is not None and recorder_overhead > HEAVY:
-        found.append(
-            f"a recorded step takes {1 + recorder_overhead:.1f} times as long as another: seconds of modules and"
-            " operations are too long, those of phases are not; a larger batch makes the recorder weigh less"
-        )
+def warnings(
+    admitted: Admission,
+    measurement: Measurement,
+    phases: Sequence[Unexplained],
+    recorder_overhead: float | None,
+) -> list[str]:
+    """Each with its remedy.
+
+    Args:
+        phases: what operations account for.
+    """
+    found = [*measurement.warnings, *_not_adding_up(phases, recorder_overhead or 0.0)]
     if admitted.refusal and not admitted.expected:
         remedy = "make the batch or the model smaller, or name the machine that it is for with --gpu"
         found.insert(0, f"counted, {admitted.refusal}: {remedy}")
@@ -59,10 +68,26 @@ def warnings(admitted: Admission, measurement: Measurement, recorder_overhead: f
     return found
 
 
+def _not_adding_up(phases: Sequence[Unexplained], recorder_overhead: float) -> Iterator[str]:
+    """Modules' and operations' seconds, from steps that were recorded, beside the phases' from others."""
+    measured = sum(phase.measured_s for phase in phases)
+    share = 1 - sum(phase.unexplained_s for phase in phases) / measured if measured else 1.0
+    if abs(share - 1) <= WIDE:
+        return
+    remedy = "stop what else runs here, or time more of them: --steps 30"
+    if recorder_overhead > HEAVY:
+        times = f"{1 + recorder_overhead:.1f} times as long"
+        remedy = f"a larger batch makes the recorder weigh less, which makes a step {times}"
+    yield (
+        f"operations and the time between them add up to {share:.0%} of the step's time: take the seconds of modules"
+        f" and operations as shares, those of phases as they are; {remedy}"
+    )
+
+
 def _of_counting(question: Question) -> Iterator[str]:
     counted = "attention is counted over all T x T scores"
-    taken = "half of them where it is causal" if question.machine.gpu else "all of them, as a CPU's kernel does"
-    yield f"{counted}; its predicted time is of {taken}"
+    taken = "of half of them where it is causal" if question.machine.gpu else "at the rate measured, counted alike"
+    yield f"{counted}; its predicted time is {taken}"
 
 
 def _of_timing(question: Question) -> Iterator[str]:

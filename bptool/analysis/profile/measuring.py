@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from bptool.analysis.profile.noise import noise_warnings
-from bptool.analysis.profile.timing import TimedStep, time_steps, without_inner
+from bptool.analysis.profile.timing import Stop, TimedStep, time_steps, without_inner
 from bptool.analysis.question import Question
 from bptool.analysis.real_step import RealStep
 from bptool.hardware import tune_cpu_allocator
@@ -70,8 +70,13 @@ Progress = Callable[[int, int], None]
 """Told after each step how many are done, of how many."""
 
 
-def measure(question: Question, plan: Plan, done: Progress = lambda number, total: None) -> Measurement:
-    """Run the steps of `plan` on this machine.
+def stoppable() -> StopRequest:
+    """While entered, a first Ctrl-C leaves what was gathered to be told."""
+    return StopRequest("printing what was gathered, after this step", "stopped at once")
+
+
+def measure(question: Question, plan: Plan, stop: Stop, done: Progress = lambda number, total: None) -> Measurement:
+    """Run the steps of `plan` on this machine, until `stop` asks to end.
 
     Raises:
         BptoolError: the step cannot be run here.
@@ -89,11 +94,10 @@ def measure(question: Question, plan: Plan, done: Progress = lambda number, tota
                 recording.step()
         done(number, total)
 
-    with StopRequest("printing what was gathered, after this step", "stopped at once") as stop:
-        before = read_cpu()
-        timed = time_steps(real.run, timer, warmup=plan.warmup, steps=plan.steps, stop=stop, done=step_done)
-        use = used_between(before, read_cpu())
-        forward_s = None if stop.reason or not timed else _bare_forward_s(real)
+    before = read_cpu()
+    timed = time_steps(real.run, timer, warmup=plan.warmup, steps=plan.steps, stop=stop, done=step_done)
+    use = used_between(before, read_cpu())
+    forward_s = None if stop.reason or not timed else _bare_forward_s(real)
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     noise = noise_warnings([s.seconds["step"] for s in timed], use, cores=cores, threads=threads, asked=plan.steps)
     warnings = (*noise, *_not_applied(timed))

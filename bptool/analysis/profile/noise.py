@@ -16,7 +16,7 @@ MANY = 10
 
 
 def noise_warnings(step_s: Sequence[float], use: CpuUse, *, cores: int, threads: int, asked: int) -> list[str]:
-    """Sentences, each with its remedy.
+    """Sentences, each with its remedy; none where no step was timed.
 
     Args:
         step_s: seconds of each timed step, in order.
@@ -24,6 +24,8 @@ def noise_warnings(step_s: Sequence[float], use: CpuUse, *, cores: int, threads:
         cores: this machine's; threads: those that PyTorch computes with.
         asked: how many steps were to be timed.
     """
+    if not step_s:
+        return []
     return [*_few(len(step_s), asked), *_spread(step_s), *_others(use, cores, threads), *_throttled(use, step_s)]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bptool.analysis.profile.kernel_rates import KernelRates
 from bptool.analysis.profile.result import PhaseTimes, PredictedPhase, PredictedTime
-from bptool.analysis.profile.roofline import Rates, by_roofline
+from bptool.analysis.profile.roofline import Rates, predicted_s
 from bptool.analysis.profile.tally import Cost, Place
 from bptool.training.instrument import Phase
 from bptool.units import format_rate
@@ -18,7 +19,7 @@ PUBLISHED = (1.7, 2.5)
 
 
 def predict(costs: Mapping[Place, Cost], units: int, rates: Rates, times: PhaseTimes | None) -> PredictedTime:
-    """The step's time by the roofline, phase by phase, beside the measured one where there is one.
+    """The step's time, operation by operation and phase by phase, beside the measured one where there is one.
 
     On a CPU each operation's own overhead adds to its work; a GPU works off a queue, so a phase takes the longer of the
     launches and the work.
@@ -39,22 +40,41 @@ def predict(costs: Mapping[Place, Cost], units: int, rates: Rates, times: PhaseT
 
 def _predicted(phase: Phase, costs: Mapping[Place, Cost], rates: Rates, times: PhaseTimes | None) -> PredictedPhase:
     inside = [(place, cost) for place, cost in costs.items() if place.phase == phase]
-    work_s = sum(by_roofline(place, cost, rates).longer for place, cost in inside)
+    work_s = sum(predicted_s(place, cost, rates) for place, cost in inside)
     overhead_s = sum(cost.calls for _, cost in inside) * rates.operation_s
-    predicted_s = max(work_s, overhead_s) if rates.runs_ahead else work_s + overhead_s
+    expected_s = max(work_s, overhead_s) if rates.runs_ahead else work_s + overhead_s
     measured = times.of(phase) if times else None
     measured_s = measured.median_s if measured else None
-    error = (predicted_s - measured_s) / measured_s if measured_s else None
-    return PredictedPhase(phase=phase, predicted_s=predicted_s, measured_s=measured_s, relative_error=error)
+    error = (expected_s - measured_s) / measured_s if measured_s else None
+    return PredictedPhase(phase=phase, predicted_s=expected_s, measured_s=measured_s, relative_error=error)
 
 
 def _basis(rates: Rates) -> str:
     """In a sentence."""
     line = rates.roofline
+    memory = format_rate(line.bytes_per_s, "B")
+    if rates.kernels is not None:
+        return (
+            "each operation at this machine's measured rate of its kind:"
+            f" {_of_kernels(rates.kernels, rates.step_format)}; memory {memory} as a = b + 3 c,"
+            f" {format_rate(rates.kernels.in_place_bytes_per_s, 'B')} as an update in place; and"
+            f" {rates.operation_source}"
+        )
     each = (
         f"each operation takes the longer of its FLOPs at {format_rate(line.flops_per_s, 'FLOP')} ({line.flops_source})"
-        f" and its bytes at {format_rate(line.bytes_per_s, 'B')} ({line.bytes_source})"
+        f" and its bytes at {memory} ({line.bytes_source})"
     )
     if not rates.runs_ahead:
         return f"{each}, and {rates.operation_source}"
     return f"{each}; a phase takes at least {rates.operation_source}"
+
+
+def _of_kernels(kernels: KernelRates, dtype: str) -> str:
+    """Arithmetic in this format."""
+    found = {"products with weights from memory": kernels.products[dtype]}
+    if kernels.shape is not None:
+        tokens, width, _ = kernels.shape
+        found[f"attention ({tokens} tokens, heads {width} wide)"] = kernels.attention[dtype].forward
+        found["its gradients"] = kernels.attention[dtype].backward
+    found["exponentials and their like"] = kernels.elementary[dtype]
+    return ", ".join(f"{what} {format_rate(rate, 'FLOP')}" for what, rate in found.items())

@@ -7,7 +7,6 @@ rounded.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import NamedTuple
@@ -27,7 +26,7 @@ EARLY_STOP = "early stop: what no gradient needs is not made again"
 OUTSIDE = "outside of the recomputed blocks"
 AGAIN = "made more than once again"
 
-_ATTENTION = re.compile("attention|flex")
+_ATTENTION = "attention"
 
 
 class Term(NamedTuple):
@@ -80,34 +79,44 @@ _Part = tuple[str, int, str]
 """Reason, FLOPs in excess, module."""
 
 
-def _parts(name: str, costs: tuple[dict[Kind, Cost], dict[Kind, Cost]], facts: ModuleFacts | None) -> Iterator[_Part]:
+def _parts(name: str, costs: Mapping[str, dict[Kind, Cost]], facts: ModuleFacts | None) -> Iterator[_Part]:
     """Of one module: its fused attention, and its other products."""
-    attention, other = costs
-    excess = _backward(attention) - 2 * _flops(attention, "forward")
-    if excess:
-        yield (RESCORING if excess > 0 else NO_BACKWARD), excess, name
-    forward, dgrad, wgrad = (_flops(other, kind) for kind in ("forward", "dgrad", "wgrad"))
-    excess = dgrad + wgrad - 2 * forward
-    if not excess:
-        return
-    if not dgrad and not wgrad:
-        yield NO_BACKWARD, excess, name
-    elif excess == -forward and not dgrad:
-        yield NO_DGRAD, excess, name
-    elif excess == -forward and facts is not None and facts.parameters and not facts.trainable:
-        yield NO_WGRAD, excess, name
-    else:
-        yield f"other products of {_pattern(name) or 'the model itself'}", excess, name
+    for of, kinds in costs.items():
+        forward, dgrad, wgrad = (_flops(kinds, kind) for kind in ("forward", "dgrad", "wgrad"))
+        excess = dgrad + wgrad - 2 * forward
+        if not excess:
+            continue
+        frozen = facts is not None and facts.parameters and not facts.trainable
+        if not dgrad and not wgrad:
+            yield NO_BACKWARD, excess, name
+        elif of == _ATTENTION and excess > 0:
+            yield RESCORING, excess, name
+        elif (excess == -forward and not dgrad) or (wgrad == forward and dgrad < forward):
+            yield NO_DGRAD, excess, name
+        elif excess == -forward and frozen:
+            yield NO_WGRAD, excess, name
+        else:
+            yield f"other products of {_pattern(name) or 'the model itself'}", excess, name
 
 
-def _products(tally: Tally) -> Iterator[tuple[str, tuple[dict[Kind, Cost], dict[Kind, Cost]]]]:
-    """Each module with FLOPs: those of fused attention, and the others."""
-    found: dict[str, tuple[dict[Kind, Cost], dict[Kind, Cost]]] = {}
+def _products(tally: Tally) -> Iterator[tuple[str, Mapping[str, dict[Kind, Cost]]]]:
+    """Each module with FLOPs: those of fused attention, those of batched products, and the others.
+
+    A product of two activations is a batched one, and owes both of its gradients to them; kept apart, they leave a
+    gradient of each weight beside its forward.
+    """
+    found: dict[str, dict[str, dict[Kind, Cost]]] = {}
     for place, cost in tally.costs.items():
         if cost.flops and place.kind in ("forward", "dgrad", "wgrad"):
-            costs = found.setdefault(place.module, ({}, {}))[0 if _ATTENTION.search(place.op) else 1]
+            costs = found.setdefault(place.module, {}).setdefault(_class_of(place.op), {})
             costs[place.kind] = costs.get(place.kind, NOTHING).plus(cost)
     yield from found.items()
+
+
+def _class_of(op: str) -> str:
+    if "attention" in op or "flex" in op:
+        return _ATTENTION
+    return "batched" if "bmm" in op else ""
 
 
 def _embeddings(tally: Tally) -> list[str]:
@@ -143,10 +152,6 @@ def _summed(parts: Iterable[_Part], forward: int) -> list[Term]:
 
 def _flops(costs: Mapping[Kind, Cost], kind: Kind) -> int:
     return costs.get(kind, NOTHING).flops
-
-
-def _backward(costs: Mapping[Kind, Cost]) -> int:
-    return _flops(costs, "dgrad") + _flops(costs, "wgrad")
 
 
 def _prefixes(name: str) -> list[str]:

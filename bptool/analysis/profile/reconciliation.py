@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from bptool.analysis.profile.prediction import PHASES
+from bptool.analysis.profile.recorder_cost import NOTHING_ADDED, RecorderCost
 from bptool.analysis.profile.result import ModuleCost, OpCost, PhaseTimes, Unexplained
 from bptool.instruments.operation_trace import Operation, OperationTrace
 
@@ -17,7 +18,9 @@ _OF_MODULES = ("forward", "recompute", "backward")
 _KINDS = ("forward", "dgrad", "wgrad", "recompute")
 
 
-def typical(traces: Sequence[OperationTrace], recorder_s: Mapping[str, float] = MappingProxyType({})) -> OperationTrace:
+def typical(
+    traces: Sequence[OperationTrace], recorder: Mapping[str, RecorderCost] = MappingProxyType({})
+) -> OperationTrace:
     """One trace in place of several of like steps: each operation's seconds are medians over them, by position.
 
     Steps that did something else (an update that was skipped, experts that were chosen otherwise) are left out: those
@@ -25,7 +28,7 @@ def typical(traces: Sequence[OperationTrace], recorder_s: Mapping[str, float] = 
 
     Args:
         traces: at least one.
-        recorder_s: by phase, what the recorder adds to an operation and the time before it, which is taken out again.
+        recorder: by phase, what it adds to an operation and the time before it, which is taken out again.
     """
     signatures = [tuple(map(_signature, trace.operations)) for trace in traces]
     counted = Counter(reversed(signatures))
@@ -35,8 +38,9 @@ def typical(traces: Sequence[OperationTrace], recorder_s: Mapping[str, float] = 
     outside = _medians([operation.outside_s for operation in trace.operations] for trace in alike)
     operations, now = [], 0.0
     for operation, duration_s, before_s in zip(alike[-1].operations, durations, outside, strict=True):
-        before_s -= recorder_s.get(operation.phase, 0.0)
-        before_s, duration_s = max(before_s, 0.0), max(duration_s + min(before_s, 0.0), 0.0)
+        added = recorder.get(operation.phase, NOTHING_ADDED)
+        inside_s = min(max(added.together_s - before_s, 0.0), added.inside_s)
+        before_s, duration_s = max(before_s - added.together_s, 0.0), max(duration_s - inside_s, 0.0)
         start_s = now + before_s
         now = start_s + duration_s
         operations.append(replace(operation, start_s=start_s, duration_s=duration_s, outside_s=before_s))

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from bptool.instruments.operation_recorder import OperationRecorder
-from bptool.instruments.operation_trace import OperationTrace
+from bptool.instruments.operation_trace import Operation, OperationTrace
 from bptool.instruments.phase_timer import PhaseTimer
 from bptool.training.instrument import Announcer, Instrument
 
 _LAYERS, _TURNS = 12, 7
 
 
-def recorder_cost_s() -> dict[str, float]:
-    """Seconds by phase: what an operation and the time before it take in a record, less what they take without one.
+class RecorderCost(NamedTuple):
+    """Seconds that a record adds to an operation and the time before it.
+
+    Attributes:
+        inside_s: the part of it that may lie inside of the operation: its second way through the dispatcher.
+    """
+
+    together_s: float
+    inside_s: float
+
+
+NOTHING_ADDED = RecorderCost(0.0, 0.0)
+
+
+def recorder_costs() -> dict[str, RecorderCost]:
+    """By phase: what an operation and the time before it take in a record, less what they take without one.
 
     Steps with and without the recorder take turns, and the shortest of either count. In forward and backward it is of
     tiny layers, as modules and autograd's nodes are watched too; elsewhere of operations alone.
@@ -37,18 +52,32 @@ def recorder_cost_s() -> dict[str, float]:
                 for gradient in gradients:
                     gradient.mul_(1.0)
 
-    costs = _cost(model, step)
+    costs = _costs(model, step)
     return costs | {"recompute": costs["forward"], "clip": costs["optimizer"], "data": costs["optimizer"]}
 
 
-def _cost(model: nn.Module, step: Callable[[Announcer], None]) -> dict[str, float]:
+def _costs(model: nn.Module, step: Callable[[Announcer], None]) -> dict[str, RecorderCost]:
     plain: dict[str, list[float]] = defaultdict(list)
-    recorded: dict[str, list[float]] = defaultdict(list)
-    counts: dict[str, int] = {}
+    traces = []
     for _ in range(_TURNS):
         _timed(step, plain)
-        counts = _add(_record(model, step), recorded)
-    return {phase: max(min(recorded[phase]) - min(plain[phase]), 0.0) / counts[phase] for phase in recorded}
+        traces.append(_record(model, step))
+    shortest = {phase: min(seconds) for phase, seconds in plain.items()}
+    # The dispatcher is the same everywhere, and shows where there is nothing but operations.
+    inside_s = _added([_of_phase(trace, "optimizer") for trace in traces], shortest["optimizer"], between=False)
+    phases = {operation.phase for operation in traces[0].operations}
+    together = {phase: _added([_of_phase(t, phase) for t in traces], shortest[phase], between=True) for phase in phases}
+    return {phase: RecorderCost(seconds, inside_s) for phase, seconds in together.items()}
+
+
+def _added(records: Sequence[Sequence[Operation]], plain_s: float, *, between: bool) -> float:
+    """To one operation of the shortest record."""
+    shortest = min(sum(one.duration_s + between * one.outside_s for one in record) for record in records)
+    return max(shortest - plain_s, 0.0) / len(records[0])
+
+
+def _of_phase(trace: OperationTrace, phase: str) -> list[Operation]:
+    return [operation for operation in trace.operations if operation.phase == phase]
 
 
 def _timed(step: Callable[[Announcer], None], seconds: Mapping[str, list[float]]) -> None:
@@ -67,15 +96,3 @@ def _record(model: nn.Module, step: Callable[[Announcer], None]) -> OperationTra
 
 def _told(instrument: Instrument) -> Announcer:
     return Announcer([instrument])
-
-
-def _add(trace: OperationTrace, seconds: Mapping[str, list[float]]) -> dict[str, int]:
-    """A trace's seconds by phase, next to those of the turns before; returns how many operations each phase has."""
-    totals: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-    for operation in trace.operations:
-        totals[operation.phase] += operation.outside_s + operation.duration_s
-        counts[operation.phase] += 1
-    for phase, total in totals.items():
-        seconds[phase].append(total)
-    return counts

@@ -121,7 +121,7 @@ class OpCost(Record):
         intensity: FLOPs, pointwise ones too, for each of these bytes; None where nothing is moved.
         bound: which roof of the roofline it is under; None where the roofline is not known.
         duration_s: median over the recorded steps; None where none was timed.
-        predicted_s: by the roofline; None where it is not known.
+        predicted_s: at the measured rates of its kind, or by the roofline; None where neither is known.
     """
 
     op: str

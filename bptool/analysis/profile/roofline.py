@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from bptool.analysis.profile.kernel_rates import TYPICAL, AttentionShape, KernelRates, measured_kernel_rates
 from bptool.analysis.profile.result import OpCost, Roofline
 from bptool.analysis.profile.tally import Cost, Place
 from bptool.gpus import Gpu
@@ -34,6 +35,7 @@ class Rates:
         runs_ahead: whether that is spent on the host while the device is still at earlier operations.
         causal_share: of the scores of a causal attention, how many its kernel computes at least.
         flops_source, bytes_source, operation_source: how they are known.
+        kernels: what is slower than these rates, or faster; None where nothing is known of it.
     """
 
     device: str
@@ -46,6 +48,16 @@ class Rates:
     flops_source: str
     bytes_source: str
     operation_source: str
+    kernels: KernelRates | None = None
+
+    def of_products(self, place: Place) -> float:
+        """FLOP/s of matrix products in the format of these operations."""
+        return self.flops_per_s.get(place.dtype, self.flops_per_s["float32"])
+
+    def joined(self, other: Rates) -> Rates:
+        """With the formats that only the other one knows, of the same machine."""
+        kernels = self.kernels.joined(other.kernels) if self.kernels and other.kernels else self.kernels
+        return replace(self, flops_per_s={**other.flops_per_s, **self.flops_per_s}, kernels=kernels)
 
     @property
     def roofline(self) -> Roofline:
@@ -94,15 +106,19 @@ def gpu_rates(gpu: Gpu, mode: str) -> Rates:
     )
 
 
-def cpu_rates(mode: str, dtypes: Iterable[str] = (), *, seconds: float = 0.6) -> Rates:
+def cpu_rates(
+    mode: str, dtypes: Iterable[str] = (), shape: AttentionShape | None = TYPICAL, *, seconds: float = 0.6
+) -> Rates:
     """This CPU's, measured now.
 
     Args:
         mode: `precision.mode`.
         dtypes: further ones that matrix products are computed in.
+        shape: of the step's attention; None: it has none.
         seconds: for which each rate is measured, the best being kept.
     """
-    formats = {_FORMAT[mode], "float32", *dtypes} & _MODE.keys()
+    used = {_FORMAT[mode], *dtypes} & _MODE.keys()
+    formats = {"float32", *used}
     overhead = measured_operation_overhead(seconds=seconds / 3)
     name = mode.removesuffix("-mixed")
     return Rates(
@@ -117,6 +133,7 @@ def cpu_rates(mode: str, dtypes: Iterable[str] = (), *, seconds: float = 0.6) ->
         flops_source=f"this machine's measured {name} matmul rate",
         bytes_source="this machine's measured bandwidth: a = b + 3 c over arrays larger than its caches",
         operation_source=f"{overhead * 1e6:.1f} µs for each operation, measured on one that computes next to nothing",
+        kernels=measured_kernel_rates(used, shape, seconds=seconds),
     )
 
 
@@ -127,9 +144,21 @@ def matmul_dtypes(costs: Mapping[Place, Cost]) -> set[str]:
 
 def by_roofline(place: Place, cost: Cost, rates: Rates) -> OperationSeconds:
     """What like operations take; where an attention is causal, its kernel skips scores."""
-    rate = rates.flops_per_s.get(place.dtype, rates.flops_per_s["float32"])
+    rate = rates.of_products(place)
     flops = cost.flops * rates.causal_share if place.causal else cost.flops
     return OperationSeconds((flops + cost.pointwise_flops) / rate, cost.bytes_moved / rates.bytes_per_s)
+
+
+def predicted_s(place: Place, cost: Cost, rates: Rates) -> float:
+    """Seconds of like operations: by the roofline, or by the rates of their own kind where these are known."""
+    kernels = rates.kernels
+    roofs = by_roofline(place, cost, rates)
+    if kernels is None:
+        return roofs.longer
+    rate = rates.of_products(place)
+    compute_s = cost.flops / (kernels.products_per_s(place) or rate)
+    compute_s += cost.pointwise_flops / (kernels.pointwise_per_s(place) or rate)
+    return max(compute_s, cost.bytes_moved / (kernels.bytes_per_s(place) or rates.bytes_per_s))
 
 
 def under_roofs(ops: Sequence[OpCost], costs: Mapping[Place, Cost], rates: Rates) -> list[OpCost]:
@@ -145,10 +174,10 @@ def under_roofs(ops: Sequence[OpCost], costs: Mapping[Place, Cost], rates: Rates
         key, found = (place.op, place.kind), by_roofline(place, cost, rates)
         compute[key] += found.compute_s
         memory[key] += found.memory_s
-        seconds[key] += found.longer
+        seconds[key] += predicted_s(place, cost, rates)
     return [_under_roof(op, compute[key], memory[key], seconds[key]) for op in ops for key in [(op.op, op.kind)]]
 
 
-def _under_roof(op: OpCost, compute_s: float, memory_s: float, predicted_s: float) -> OpCost:
-    bound = None if predicted_s == 0 else "compute" if compute_s >= memory_s else "memory"
-    return op.model_copy(update={"bound": bound, "predicted_s": predicted_s})
+def _under_roof(op: OpCost, compute_s: float, memory_s: float, expected_s: float) -> OpCost:
+    bound = None if expected_s == 0 else "compute" if compute_s >= memory_s else "memory"
+    return op.model_copy(update={"bound": bound, "predicted_s": expected_s})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Mapping
@@ -20,8 +21,9 @@ from bptool.analysis.profile.answers import Profiled, profile
 from bptool.analysis.profile.assumptions import warnings
 from bptool.analysis.profile.conventions import EXECUTED
 from bptool.analysis.profile.measuring import Measurement, Plan
-from bptool.analysis.profile.result import ProfileResult
+from bptool.analysis.profile.result import ProfileResult, Unexplained
 from bptool.analysis.profile.roofline import Rates
+from bptool.analysis.profile.tally import Tally, tally_of
 from bptool.analysis.question import Question, ask
 from bptool.config.target import CodeTarget
 from bptool.errors import TargetError
@@ -38,7 +40,7 @@ GIB = 2**30
 def _known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of this machine take a second each, and are tested elsewhere."""
 
-    def rates(mode: str, dtypes: Any = (), *, seconds: float) -> Rates:
+    def rates(mode: str, dtypes: Any, shape: Any, *, seconds: float) -> Rates:
         known = {"float32": 1e11, "bfloat16": 2e11, "float16": 1e10}
         step = {"bf16": "bfloat16", "bf16-mixed": "bfloat16", "fp16-mixed": "float16"}.get(mode, "float32")
         return Rates("cpu", known, step, 1e10, 1e-6, False, 1.0, "assumed", "assumed", "assumed")
@@ -147,10 +149,25 @@ class TestMeasured:
         assert any(one.startswith("compiled: times are of the compiled model") for one in found.result.assumptions)
 
 
-@pytest.mark.parametrize(("overhead", "said"), [(None, False), (0.4, False), (0.6, True)])
-def test_a_recorder_that_weighs_more_than_the_step(overhead: float | None, said: bool) -> None:
-    found = warnings(Admission(), Measurement((), (), (), None, (), False), overhead)
-    assert [one.startswith("a recorded step takes 1.6 times") for one in found] == [True] * said
+@pytest.mark.parametrize(
+    ("operations_s", "outside_s", "overhead", "said"),
+    [
+        (0.8, 0.15, 3.0, ""),
+        (1.0, 0.05, None, ""),
+        (0.4, 0.1, 0.4, "add up to 50% of the step's time: .* stop what else runs here"),
+        (0.9, 0.3, 0.6, "add up to 120% of the step's time: .* a larger batch .* makes a step 1.6 times as long"),
+    ],
+)
+def test_operations_that_do_not_add_up_to_the_step(
+    operations_s: float, outside_s: float, overhead: float | None, said: str
+) -> None:
+    """In two phases of a second each."""
+    phases = [
+        Unexplained(phase=phase, measured_s=1, operations_s=one, outside_s=other, unexplained_s=1 - one - other)
+        for phase, one, other in (("forward", operations_s, outside_s), ("backward", operations_s, outside_s))
+    ]
+    found = warnings(Admission(), Measurement((), (), (), None, (), False), phases, overhead)
+    assert [bool(re.search(said, one)) for one in found] == [True] * bool(said)
 
 
 TIMES = ("forward_s", "dgrad_s", "wgrad_s", "recompute_s")
@@ -171,6 +188,7 @@ class TestCountedOnly:
         assert found.result.warnings == []
         assert found.result.units_per_step == 32
         assert found.result.memory
+        assert "peak memory is predicted, as memory-estimate does" in self.told(found.result)
 
     def test_a_gpu_that_is_elsewhere(self) -> None:
         asked = replace(question({"precision.mode": "bf16-mixed"}), machine=machine_named("auto", "h100"))
@@ -198,6 +216,7 @@ class TestCountedOnly:
         assert len(result.extrapolated_from_layers) == 3
         assert "80 layers follow from" in self.told(result)
         assert result.memory == []
+        assert "peak memory is predicted" not in self.told(result)
 
 
 class TestInterrupted:
@@ -217,8 +236,25 @@ class TestInterrupted:
         assert result.finite_differences is None
         assert result.warnings[0].startswith("interrupted")
 
+    def test_while_the_figures_are_made_of_what_was_gathered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All of them are there."""
+
+        def interrupted(trace: Any, model: Any, micro_batches: int, ran: int) -> Tally:
+            os.kill(os.getpid(), signal.SIGINT)
+            return tally_of(trace, model, micro_batches, ran)
+
+        monkeypatch.setattr(answers, "tally_of", interrupted)
+        before = signal.getsignal(signal.SIGINT)
+        result = run().result
+        assert signal.getsignal(signal.SIGINT) is before
+        assert result.interrupted
+        assert result.time is not None
+        assert len(result.time.step.samples_s) == PLAN.steps
+        assert result.finite_differences is not None
+
     def test_before_the_first_step(self) -> None:
         found = self.after(1)
+        assert found.result.warnings == [found.result.warnings[0]]  # that it was interrupted, and no doubt of times
         assert found.result.interrupted
         assert (found.result.time, found.trace) == (None, None)
         assert flops(found.result) == flops(run(plan=COUNT).result)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from small_runs import small_config
+from small_runs import question_of, random_batches, small_config, transformer_step
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from bptool.analysis.activation_budget import with_plan
 from bptool.analysis.like_blocks import Blocks, Lengths, Stretch
 from bptool.analysis.machine import Machine, machine_named
 from bptool.analysis.profile.counting import count, count_deep
@@ -17,7 +20,6 @@ from bptool.analysis.profile.tally import Cost, Place, Tally
 from bptool.config.schema import Config
 from bptool.model.accounting import flops_per_token
 from bptool.model.loss import chunk_tokens
-from bptool.training.activation_checkpoint import recomputed_blocks
 from bptool.training.workload import Workload, transformer_workload
 
 GPT = {
@@ -56,30 +58,67 @@ def split(tally: Tally) -> Split:
 def by_hand(config: Config) -> Split:
     """Of GPT and Llama blocks, from the shapes of their matrices.
 
-    A layer's backward is two of its forwards; attention's fused kernel makes the scores again. A block that is
-    recomputed stops before its last product, which no gradient needs; the mixture's is needed, by the router.
+    A layer's backward is two of its forwards; attention's fused kernel makes the scores again.
     """
     model, training = config.model, config.training
-    batch, tokens = training.micro_batch_size, training.sequence_length
-    rows = batch * tokens * training.gradient_accumulation_steps
-    query, kept = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
-    projections = model.d_model * (query + kept + kept) + query * model.d_model
-    gated = model.activation in ("swiglu", "geglu")
-    last = model.d_ff * model.d_model
-    feed_forward = last * (3 if gated else 2)
-    if model.moe.n_experts:
-        last = 0
-        feed_forward = model.d_model * (model.moe.n_experts + 3 * model.moe.n_active * model.moe.d_expert)
-    block = 2 * rows * (projections + feed_forward)
-    product = 2 * rows * tokens * query  # queries by keys, or weights by values
+    rows = training.micro_batch_size * training.sequence_length * training.gradient_accumulation_steps
+    products = products_of_a_block(config, rows)
+    scores = products["scores"]
+    others = sum(products.values()) - scores
     head = 2 * rows * model.d_model * model.vocab_size
-    again = len(recomputed_blocks(model.n_layers, config.activation_checkpoint))
-    backward = 2 * block + (5 if model.attention == "sdpa" else 4) * product
+    backward = 2 * others + scores * 5 // 2 if model.attention == "sdpa" else 2 * (others + scores)
     return Split(
-        forward=model.n_layers * (block + 2 * product) + head,
+        forward=model.n_layers * (others + scores) + head,
         backward=model.n_layers * backward + 2 * head,
-        recompute=again * (block + 2 * product - 2 * rows * last),
+        recompute=sum(made_again(policy, products, config) for policy in policies_of(config)),
     )
+
+
+def products_of_a_block(config: Config, rows: int) -> dict[str, int]:
+    """FLOPs of each in its forward, in order; `scores` are queries by keys and weights by values."""
+    model = config.model
+    query, kept = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    widths = {"query": (model.d_model, query), "key": (model.d_model, kept), "value": (model.d_model, kept)}
+    attention = {name: 2 * rows * a * b for name, (a, b) in widths.items()}
+    attention |= {"scores": 2 * 2 * rows * config.training.sequence_length * query}
+    attention |= {"output": 2 * rows * query * model.d_model}
+    if model.moe.n_experts:
+        each = 2 * rows * model.moe.n_active * model.d_model * model.moe.d_expert
+        router = 2 * rows * model.d_model * model.moe.n_experts
+        return {**attention, "router": router, "gate": each, "up": each, "down": each}
+    each = 2 * rows * model.d_model * model.d_ff
+    gate = {"gate": each} if model.activation in ("swiglu", "geglu") else {}
+    return {**attention, **gate, "up": each, "down": each}
+
+
+def policies_of(config: Config) -> list[str]:
+    """What each block does."""
+    settings, depth = config.activation_checkpoint, config.model.n_layers
+    if settings.policy == "plan":
+        return [term.partition("*")[2] for term in settings.plan.split("+") for _ in range(int(term.partition("*")[0]))]
+    if settings.policy == "every_k":
+        return ["none" if block % settings.every else "full" for block in range(depth)]
+    return [settings.policy] * depth
+
+
+def made_again(policy: str, products: dict[str, int], config: Config) -> int:
+    """FLOPs of a block's recomputation, which stops before the last product of what is recomputed: nothing needs it.
+
+    A mixture's last one is needed, as the router's weights multiply it.
+    """
+    whole = {name: flops for name, flops in products.items() if name != "down" or config.model.moe.n_experts}
+    order = [name for name in products if name != "scores"]
+    made = {
+        "none": (),
+        "offload": (),
+        "save_matmuls": (),
+        "full": whole,
+        "attention": ("query", "key", "value", "scores"),
+        "mlp": set(whole) - {"query", "key", "value", "scores", "output"},
+        "save_attention": set(whole) - {"scores"},
+        "save_every_other_matmul": whole.keys() & set(order[1::2]),
+    }
+    return sum(products[name] for name in made[policy])
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -93,6 +132,17 @@ SETTINGS: list[dict[str, Any]] = [
     {**LLAMA, "training.gradient_accumulation_steps": 2, "precision.mode": "bf16", "optimizer.name": "muon"},
     {**MIXTURE, "training.loss": "plain"},
     {**MIXTURE, "activation_checkpoint.policy": "full", "training.gradient_accumulation_steps": 4},
+    *(
+        {**shape, "activation_checkpoint.policy": policy}
+        for shape in (GPT, LLAMA, MIXTURE)
+        for policy in ("attention", "mlp", "save_matmuls", "save_every_other_matmul", "save_attention", "offload")
+    ),
+    {
+        **LLAMA,
+        "model.n_layers": 4,
+        "activation_checkpoint.policy": "plan",
+        "activation_checkpoint.plan": "1*full+2*save_attention+1*mlp",
+    },
 ]
 
 
@@ -102,6 +152,40 @@ def test_flops_are_the_closed_forms(changes: dict[str, Any]) -> None:
     tally = counted(config)
     assert split(tally) == by_hand(config)
     assert tally.flops("dgrad") + tally.flops("wgrad") == by_hand(config).backward
+
+
+def test_a_budget_is_counted_as_the_plan_that_it_is() -> None:
+    """One block kept and the others recomputed, or so: what the plan says is what the closed form is of."""
+    budget = {"activation_checkpoint.policy": "budget", "activation_checkpoint.budget": "150KiB"}
+    config = with_plan(question_of(small_config({**LLAMA, "model.n_layers": 4, **budget}))).config
+    assert config.activation_checkpoint.policy == "plan"
+    assert len(set(policies_of(config))) > 1
+    assert split(counted(config)) == by_hand(config)
+
+
+def repeated(shape: Sequence[int], heads: int) -> tuple[int, ...]:
+    """Of keys or values that several queries share, one for each query: torch 2.11 counts no others."""
+    return (shape[0], heads, *shape[2:])
+
+
+@pytest.mark.parametrize("policy", ["none", "full", "save_attention"])
+@pytest.mark.parametrize("shape", [GPT, LLAMA, LATENT], ids=["gpt", "llama", "latent"])
+def test_a_real_step_by_pytorchs_own_counter(shape: dict[str, Any], policy: str) -> None:
+    """Which needs to be told of a CPU's attention (torch 2.13 counts 0)."""
+    config = small_config({**shape, "activation_checkpoint.policy": policy, "training.loss": "plain"})
+    step = transformer_step(config)
+    kernel = "_scaled_dot_product_flash_attention_for_cpu"
+
+    def forward(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, *(repeated(x, q[1]) for x in (k, v))))
+
+    def backward(slope: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_backward_flop_count(slope, q, *(repeated(x, q[1]) for x in (k, v))))
+
+    formulas = {getattr(torch.ops.aten, kernel): forward, getattr(torch.ops.aten, f"{kernel}_backward"): backward}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        step.accumulate(random_batches(step, 0), [1])
+    assert sum(split(counted(config))) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
@@ -192,6 +276,17 @@ DEPTHS: list[dict[str, Any]] = [
     {**LLAMA, "model.n_layers": 11, "activation_checkpoint.policy": "every_k", "activation_checkpoint.every": 3},
     {**MIXTURE, "model.n_layers": 7},
     {**LLAMA, "model.n_layers": 11, "model.sliding_window": 4, "model.sliding_window_pattern": 3},
+    *(
+        {**LLAMA, "model.n_layers": 7, "activation_checkpoint.policy": policy}
+        for policy in ("attention", "mlp", "save_matmuls", "save_every_other_matmul", "save_attention", "offload")
+    ),
+    {
+        **LLAMA,
+        "model.n_layers": 14,
+        "activation_checkpoint.policy": "plan",
+        "activation_checkpoint.plan": "7*full+7*save_attention",
+    },
+    {**LATENT, "model.n_layers": 6},
     {"model.n_layers": 6, "optimizer.name": "muon"},
     {"model.n_layers": 6, "optimizer.name": "adafactor", "optimizer.implementation": "loop"},
 ]

@@ -11,7 +11,7 @@ import torch
 from small_runs import masked_regression, question_of, small_config
 from torch import Tensor, nn
 
-from bptool.analysis.profile.measuring import Measurement, Plan, measure
+from bptool.analysis.profile.measuring import Measurement, Plan, measure, stoppable
 from bptool.analysis.profile.prediction import PHASES
 from bptool.analysis.profile.timing import phase_times
 from bptool.training.workload import Batch, Workload
@@ -22,7 +22,8 @@ PLAN = Plan(steps=6, warmup=1, recorded=2)
 def measured(
     changes: Mapping[str, object] | None = None, workload: Workload | None = None, plan: Plan = PLAN
 ) -> Measurement:
-    return measure(question_of(small_config(changes), workload), plan)
+    with stoppable() as stop:
+        return measure(question_of(small_config(changes), workload), plan, stop)
 
 
 def test_timed_and_recorded_steps_are_those_of_the_plan() -> None:
@@ -94,7 +95,8 @@ class TestInterrupted:
             if steps == number:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        return measure(question_of(small_config()), plan, done)
+        with stoppable() as stop:
+            return measure(question_of(small_config()), plan, stop, done)
 
     def test_what_was_gathered_is_kept(self, capfd: pytest.CaptureFixture[str]) -> None:
         found = self.after(5)

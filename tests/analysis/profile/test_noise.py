@@ -33,6 +33,10 @@ def test_interrupted() -> None:
     assert "--steps" not in said
 
 
+def test_without_a_step_there_is_nothing_to_doubt() -> None:
+    assert warnings_of([], CpuUse(1.9, 0.3), asked=10) == []
+
+
 def test_a_wide_spread() -> None:
     """The tenth percentile of 0.1, 0.2, ... 1.1 is 0.2, the ninetieth 1.0; mixed, so that nothing slows down."""
     (said,) = warnings_of([0.1, 1.1, 0.3, 0.9, 0.7, 0.5, 0.6, 1.0, 0.2, 0.8, 0.4])

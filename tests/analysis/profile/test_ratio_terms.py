@@ -118,7 +118,7 @@ class TestReasons:
         frozen = next(term for term in reasons.ratio_terms(tally) if term.name == reasons.NO_WGRAD)
         assert frozen.detail == "*.base"
 
-    def test_a_reused_layer_is_a_term_of_its_own(self) -> None:
+    def test_a_layer_that_is_called_twice(self) -> None:
         """Its first call owes one gradient and its second both."""
 
         class Twice(nn.Module):
@@ -130,7 +130,38 @@ class TestReasons:
                 y: Tensor = self.layer(self.layer(x))
                 return y
 
-        assert named(own(Twice(), 4, 8)) == {"other products of layer": Fraction(-1, 2)}
+        assert named(own(Twice(), 4, 8)) == {reasons.NO_DGRAD: Fraction(-1, 2)}
+
+    def test_pytorchs_own_attention(self) -> None:
+        """Written out, as its weights are asked for: scores owe two gradients, and the input's product lacks one."""
+
+        class Attention(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = self.attention(x, x, x)[0]
+                return y
+
+        rows, tokens = 3 * 4, 4
+        into, scores, out = 2 * rows * 8 * 24, 2 * 2 * rows * tokens * 8, 2 * rows * 8 * 8
+        assert named(own(Attention(), 3, tokens, 8)) == {reasons.NO_DGRAD: Fraction(-into, into + scores + out)}
+
+    def test_what_has_no_one_reason_is_told_by_its_module(self) -> None:
+        """One call of a weight with a gradient of its own, and one without."""
+
+        class Half(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.ones(8, 8))
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = (x @ self.weight) @ self.weight.detach()
+                return y
+
+        tally = own(nn.Sequential(nn.Linear(8, 8), Half()), 4, 8)
+        assert named(tally) == {reasons.NO_DGRAD: Fraction(-1, 3), "other products of *": Fraction(-1, 3)}
 
 
 class TestRecomputation:

@@ -4,6 +4,7 @@ import pytest
 from profile_traces import module_costs, op_costs, operation, timed_trace, times, trace
 
 from bptool.analysis.profile.reconciliation import ratio_by_kind, typical, unexplained, with_durations, with_seconds
+from bptool.analysis.profile.recorder_cost import RecorderCost
 
 
 class TestTypical:
@@ -23,12 +24,17 @@ class TestTypical:
         assert [one.start_s for one in found.operations] == [1, 3 + 4, 15 + 16]
 
     def test_the_recorders_own_time_is_taken_out(self) -> None:
-        """Of the time before an operation, then of its own, and never more than there is."""
-        rows = [("forward", "a", 5.0, 1.0), ("forward", "b", 0.5, 3.0), ("forward", "c", 0.25, 0.5)]
+        """Of the time before an operation, then as much as may be inside of it, and never more than there is."""
+        rows = [
+            ("forward", "a", 5.0, 1.0),
+            ("forward", "b", 0.75, 3.0),
+            ("forward", "c", 0.25, 3.0),
+            ("forward", "d", 0, 0.25),
+        ]
         steps = [timed_trace(*rows, ("backward", "d", 5, 1), ("clip", "", 5, 1))]
-        found = typical(steps, {"forward": 1, "backward": 2})
-        assert [one.outside_s for one in found.operations] == [4, 0, 0, 3, 5]
-        assert [one.duration_s for one in found.operations] == [1, 2.5, 0, 1, 1]
+        found = typical(steps, {"forward": RecorderCost(1, 0.5), "backward": RecorderCost(2, 0)})
+        assert [one.outside_s for one in found.operations] == [4, 0, 0, 0, 3, 5]
+        assert [one.duration_s for one in found.operations] == [1, 2.75, 2.5, 0, 1, 1]
 
     def test_a_step_that_did_something_else_is_left_out(self) -> None:
         rows = [("forward", "a", 0.0, 1.0), ("optimizer", "", 0.0, 5.0)]

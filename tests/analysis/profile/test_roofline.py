@@ -7,6 +7,7 @@ import pytest
 from profile_traces import costs, op_costs, operation
 
 from bptool.analysis.profile import roofline
+from bptool.analysis.profile.kernel_rates import AttentionRate, AttentionShape, KernelRates
 from bptool.analysis.profile.roofline import (
     OperationSeconds,
     Rates,
@@ -14,6 +15,7 @@ from bptool.analysis.profile.roofline import (
     cpu_rates,
     gpu_rates,
     matmul_dtypes,
+    predicted_s,
     under_roofs,
 )
 from bptool.gpus import GPUS
@@ -60,6 +62,42 @@ class TestOneOperation:
 
     def test_a_view_takes_nothing(self) -> None:
         assert seconds(operation("view")).longer == 0
+
+
+class TestKindsOfWork:
+    """Products 80 FLOP/s, attention 50 and 20 in its gradients, a GELU 10; in place 40 bytes/s."""
+
+    ATTENTION = AttentionRate(50.0, 20.0)
+    KERNELS = KernelRates({"float32": 80.0}, AttentionShape(), {"float32": ATTENTION}, {"float32": 10.0}, 40.0)
+
+    @pytest.mark.parametrize(
+        ("done", "expected"),
+        [
+            (operation(flops=400, bytes_moved=20), 5),
+            (operation(flops=500, dtype="bfloat16"), 0.5),
+            (operation("scaled_attention", flops=500), 10),
+            (operation("scaled_attention_backward", kind="dgrad", flops=500), 25),
+            (operation("gelu", pointwise_flops=100, bytes_moved=20), 10),
+            (operation("mul", pointwise_flops=100, bytes_moved=20), 2),
+            (operation("mul_", pointwise_flops=100, bytes_moved=80), 2),
+            (operation("_fused_adamw_", pointwise_flops=10, bytes_moved=80), 2),
+        ],
+    )
+    def test_each_at_its_own_rate(self, done: Operation, expected: float) -> None:
+        ((place, cost),) = costs(done).items()
+        assert predicted_s(place, cost, rates({"kernels": self.KERNELS})) == expected
+
+    def test_the_roofs_stay_where_they_are(self) -> None:
+        """A GELU in a cache is slower than memory, and is under memory's roof all the same."""
+        done = costs(operation("gelu", pointwise_flops=100, bytes_moved=20))
+        (found,) = under_roofs(op_costs(("gelu", "forward")), done, rates({"kernels": self.KERNELS}))
+        assert (found.predicted_s, found.bound) == (10, "memory")
+
+    def test_rates_of_another_format_join(self) -> None:
+        ours = rates({"flops_per_s": {"float32": 1.0}, "kernels": self.KERNELS})
+        theirs = rates({"flops_per_s": {"float32": 2.0, "float16": 3.0}, "kernels": self.KERNELS})
+        assert ours.joined(theirs).flops_per_s == {"float32": 1.0, "float16": 3.0}
+        assert ours.joined(rates()).kernels is self.KERNELS
 
 
 class TestTable:
@@ -111,10 +149,13 @@ class TestRates:
         monkeypatch.setattr(roofline, "measured_matmul_rate", lambda mode, seconds: measured[mode])
         monkeypatch.setattr(roofline, "measured_memory_bandwidth", lambda seconds: 2e10)
         monkeypatch.setattr(roofline, "measured_operation_overhead", lambda seconds: 3e-6)
+        asked: list[Any] = []
+        monkeypatch.setattr(roofline, "measured_kernel_rates", lambda *words, seconds: asked.append((*words, seconds)))
         found = cpu_rates("bf16-mixed", ["float32", "int64"])
         assert found.flops_per_s == {"bfloat16": 8e10, "float32": 5e10}
         assert (found.roofline.ridge, found.operation_s, found.runs_ahead) == (4, 3e-6, False)
         assert found.causal_share == 1
+        assert asked == [({"bfloat16", "float32"}, AttentionShape(), 0.6)]
         assert found.flops_source == "this machine's measured bf16 matmul rate"
         assert found.operation_source.startswith("3.0 µs")
 
