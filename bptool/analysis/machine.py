@@ -24,6 +24,7 @@ from bptool.training.postponed_compiler import postpone_compiler
 
 _CPU = torch.device("cpu")
 _PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format))
+_FILL_WITH_RANDOM = torch.ops.aten.normal_.default
 _TYPICAL = "a100-80gb"  # its kernels are every later GPU's but for Hopper's cuDNN attention
 
 
@@ -37,7 +38,12 @@ class FakeTensors(FakeTensorMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
-        """What the inherited one does, without its wrapper against compiling, which costs much and has no use here."""
+        """What the inherited one does, without its wrapper against compiling, which costs much and has no use here.
+
+        Nor is a tensor without values filled with random ones, which PyTorch takes apart into many operations.
+        """
+        if func is _FILL_WITH_RANDOM and isinstance(args[0], FakeTensor):
+            return args[0]
         return self.dispatch(func, types, args, kwargs or {})
 
     @classmethod
