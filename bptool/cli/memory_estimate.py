@@ -130,4 +130,4 @@ def _text(result: MemoryEstimate, step: Simulated) -> str:
     drawn = picture(timeline(step.trace, STEADY), width=width, colored=console.is_terminal and not console.no_color)
     with console.capture() as capture:
         console.print(drawn, end="", soft_wrap=True)
-    return render(result, capture.get())
+    return render(result, capture.get(), width)
