@@ -188,7 +188,7 @@ def category_maxima(trace: MemoryTrace) -> CategoryBytes:
 
 
 def module_bytes(trace: MemoryTrace) -> list[ModuleBytes]:
-    """Every module that holds parameters or activations itself, parameters' owners first, in the order of building."""
+    """Every module that holds parameters or activations itself, in the order of building; blocks one after another."""
     parameters: Counter[str] = Counter()
     activations: Counter[str] = Counter()
     for allocation in trace.live_at(_end_of_forward(trace)):
