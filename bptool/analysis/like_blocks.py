@@ -7,7 +7,7 @@ blocks repeat with a period. A shallow model has the same stretches with fewer p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import NamedTuple
@@ -19,6 +19,8 @@ from bptool.training.workload import Workload
 
 Lengths = tuple[int, ...]
 """How many blocks each stretch has."""
+
+_FEWEST_GAPS = 4  # between blocks that are written out, for bundles to be in
 
 
 class Stretch(NamedTuple):
@@ -38,6 +40,13 @@ class Stretch(NamedTuple):
         """Fewest blocks that have a whole period of inner ones, and leave as many over as the stretch does."""
         inner = self.n_layers - self.head - 1  # the last block's backward comes first, and may differ
         return self.head + 1 + self.period + inner % self.period
+
+    def bundled(self, most: int) -> list[int]:
+        """How many periods are left out between each two that are written out, where at most so many blocks are."""
+        fewest = self.least + _FEWEST_GAPS * self.period
+        left_out = max(0, -(-(self.n_layers - max(most, fewest)) // self.period))
+        gaps = (self.n_layers - self.least) // self.period - left_out
+        return [left_out * (gap + 1) // gaps - left_out * gap // gaps for gap in range(gaps)] if left_out else []
 
     @property
     def is_long(self) -> bool:
@@ -70,9 +79,52 @@ class Blocks:
         """Whether shallow models, the deepest of which is this, are worth simulating in its place."""
         return sum(self.lengths) > sum(deepest)
 
+    def outline(self, most: int) -> Outline:
+        """At most so many blocks of each stretch by themselves, or a few periods; the others in bundles."""
+        lengths: list[int] = []
+        numbers: list[int] = []
+        bundles: dict[int, Bundle] = {}
+        number = 0  # in the model
+        for stretch in self.stretches:
+            counts = stretch.bundled(most)
+            lengths.append(stretch.n_layers - sum(counts) * stretch.period)
+            for place in range(lengths[-1]):
+                numbers.append(number)
+                number += 1
+                gap, within = divmod(place - stretch.head + 1, stretch.period)
+                if within == 0 and 1 <= gap <= len(counts) and counts[gap - 1]:
+                    begin, number = number, number + counts[gap - 1] * stretch.period
+                    bundles[len(numbers) - 1] = Bundle(range(begin, number), stretch.period)
+        return Outline(tuple(lengths), tuple(numbers), bundles)
+
     def copies(self, low: Lengths, deep: Lengths) -> Copies:
         """How a model of lengths `deep` is made of one of `low`."""
         return Copies(self, low, deep)
+
+
+class Bundle(NamedTuple):
+    """Whole periods of blocks in the midst of a stretch.
+
+    Attributes:
+        numbers: theirs in the model.
+    """
+
+    numbers: range
+    period: int
+
+
+class Outline(NamedTuple):
+    """A deep model of which some blocks are written out, and the others told in bundles between them.
+
+    Attributes:
+        lengths: how many blocks of each stretch are written out.
+        numbers: what number each of these has in the model.
+        bundles: the others, by the place of the written block that they follow.
+    """
+
+    lengths: Lengths
+    numbers: tuple[int, ...]
+    bundles: Mapping[int, Bundle]
 
 
 class Copies:

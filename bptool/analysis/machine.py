@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,18 +17,27 @@ from bptool.gpus import GPUS, Gpu, gpu_named, gpu_reporting
 from bptool.hardware import available_memory_bytes
 from bptool.instruments.cpu_scratch import CpuScratch
 from bptool.instruments.cuda_memory import cublas_workspace_bytes, cuda_scratch
-from bptool.instruments.cuda_stand_in import standing_in_for_cuda
+from bptool.instruments.cuda_stand_in import cuda_kernels, float32_statistics, standing_in_for_cuda
 from bptool.instruments.memory_ledger import MemoryLedger
 from bptool.model.alike import abridging
 from bptool.training.postponed_compiler import postpone_compiler
 
 _CPU = torch.device("cpu")
 _PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format))
+_FILL_WITH_RANDOM = torch.ops.aten.normal_.default
 _TYPICAL = "a100-80gb"  # its kernels are every later GPU's but for Hopper's cuDNN attention
 
 
 class FakeTensors(FakeTensorMode):
-    """PyTorch's mode, as a training step needs it."""
+    """PyTorch's mode, as a training step needs it.
+
+    Args:
+        adapt: makes of an operation's result what another device's kernel would give.
+    """
+
+    def __init__(self, adapt: Callable[[Any, Any], Any] | None = None) -> None:
+        super().__init__()
+        self._adapt = adapt
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FakeTensors:
         """Tensors that are copied deeply, as `nn.TransformerEncoder` does, stay in their mode."""
@@ -37,8 +46,14 @@ class FakeTensors(FakeTensorMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
-        """What the inherited one does, without its wrapper against compiling, which costs much and has no use here."""
-        return self.dispatch(func, types, args, kwargs or {})
+        """What the inherited one does, without its wrapper against compiling, which costs much and has no use here.
+
+        Nor is a tensor without values filled with random ones, which PyTorch takes apart into many operations.
+        """
+        if func is _FILL_WITH_RANDOM and isinstance(args[0], FakeTensor):
+            return args[0]
+        result = self.dispatch(func, types, args, kwargs or {})
+        return result if self._adapt is None else self._adapt(func, result)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -98,11 +113,12 @@ class Machine:
     def pretended(self) -> Iterator[None]:
         """Fake tensors that behave as this device's."""
         postpone_compiler()
-        with (
-            FakeTensors() if self.fake else nullcontext(),
-            standing_in_for_cuda(self.gpu) if self.gpu else nullcontext(),
-        ):
-            yield
+        if self.fake:
+            with FakeTensors(float32_statistics if self.gpu else None), _or_none(cuda_kernels, self.gpu):
+                yield
+        else:
+            with _or_none(standing_in_for_cuda, self.gpu):
+                yield
 
     @contextmanager
     def simulated(self) -> Iterator[MemoryLedger]:
@@ -152,6 +168,12 @@ def machine_named(device: str, gpu: str | None) -> Machine:
     typical = GPUS[_TYPICAL]
     unnamed = f"no GPU was named: kernels as on {typical.name}, and no capacity; name one with --gpu"
     return Machine(typical, None, (unnamed,))
+
+
+def _or_none(
+    standing_in: Callable[[Gpu], AbstractContextManager[None]], gpu: Gpu | None
+) -> AbstractContextManager[None]:
+    return nullcontext() if gpu is None else standing_in(gpu)
 
 
 def _kernels_of(gpu: Gpu) -> str:

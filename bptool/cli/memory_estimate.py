@@ -110,7 +110,7 @@ def _write_page(path: Path, result: MemoryEstimate, step: Simulated) -> None:
 def _write_snapshot(path: Path, step: Simulated) -> None:
     from bptool.analysis.memory.estimate_snapshot import write_snapshot
 
-    write_snapshot(step.requested, path)
+    write_snapshot(step.written_out()[0], path)
     say(f"wrote {path}: open it at pytorch.org/memory_viz, which reads it in the browser")
 
 
@@ -130,4 +130,4 @@ def _text(result: MemoryEstimate, step: Simulated) -> str:
     drawn = picture(timeline(step.trace, STEADY), width=width, colored=console.is_terminal and not console.no_color)
     with console.capture() as capture:
         console.print(drawn, end="", soft_wrap=True)
-    return render(result, capture.get())
+    return render(result, capture.get(), width)

@@ -137,7 +137,7 @@ def _read_keys(family: Family, config: JsonObject, problems: list[str]) -> JsonO
         if not found and ours in family.null_is_zero and any(key in config for key in spellings):
             values[ours] = 0
         elif not found and ours not in family.defaults:
-            missing = f"{spellings[0]} is missing"
+            missing = f"{spellings[0]} is missing, and no default is taken for it: the family's models differ in it"
             problems += [missing] if missing not in problems else []  # one key of theirs may be two of ours
         else:
             values[ours] = found[0] if found else family.defaults[ours]

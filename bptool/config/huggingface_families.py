@@ -120,7 +120,10 @@ FAMILIES: Mapping[str, Family] = {
             "init_std": ("initializer_range",),
         },
         defaults={
+            "n_heads": 12,
             "d_ff": AUTO,
+            "vocab_size": 50257,
+            "context_length": 1024,
             "norm_eps": 1e-5,
             "tied_embeddings": True,
             "init_std": 0.02,
@@ -144,14 +147,7 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family(
         architecture="LlamaForCausalLM",
         keys=_SHAPE | _HEAD_DIM,
-        defaults={
-            "n_kv_heads": AUTO,
-            "head_dim": AUTO,
-            "norm_eps": 1e-6,
-            "tied_embeddings": False,
-            "init_std": 0.02,
-            "bias": False,
-        },
+        defaults=_defaults(32, AUTO, 32000, 2048) | {"bias": False},
         joined={"bias": ("attention_bias", "mlp_bias")},
         fixed={"norm": "rmsnorm", "position": "rope"},
         activation_key="hidden_act",

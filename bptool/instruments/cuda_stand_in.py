@@ -30,6 +30,9 @@ from bptool.instruments.cuda_autocast import autocasting_as_cuda
 from bptool.instruments.dispatch import below_autograd, standing_in
 
 _aten = torch.ops.aten
+_NORMALISATIONS = frozenset(
+    (_aten.native_layer_norm.default, _aten.native_group_norm.default, _aten._fused_rms_norm.default)
+)
 _KEY = "AutogradCPU"  # these are made of other operations, or differentiated here
 
 
@@ -40,8 +43,23 @@ def standing_in_for_cuda(gpu: Gpu) -> Iterator[None]:
     Enter it inside of `FakeTensorMode` and outside of what records operations, such as the memory ledger, which then
     sees what CUDA would run. It holds for the whole process.
     """
-    with standing_in_for_cuda_tensors(), autocasting_as_cuda(), standing_in(_kernels(gpu)), _float32_statistics():
+    with cuda_kernels(gpu), _float32_statistics():
         yield
+
+
+@contextmanager
+def cuda_kernels(gpu: Gpu) -> Iterator[None]:
+    """The same inside of a mode that passes each result on to `float32_statistics` itself, as another mode is slow."""
+    with standing_in_for_cuda_tensors(), autocasting_as_cuda(), standing_in(_kernels(gpu)):
+        yield
+
+
+def float32_statistics(func: torch._ops.OpOverload, result: Any) -> Any:
+    """What a normalisation keeps of each row is float32 on CUDA, whatever the input; a CPU keeps the input's dtype."""
+    if func not in _NORMALISATIONS:
+        return result
+    output, *statistics = result
+    return output, *(s.float() if s.dtype in (torch.float16, torch.bfloat16) else s for s in statistics)
 
 
 def _kernels(gpu: Gpu) -> list[tuple[str, str, Callable[..., Any]]]:
@@ -115,7 +133,7 @@ def _float32_statistics() -> TorchDispatchMode:
 
 
 class _Float32Statistics(TorchDispatchMode):
-    """What a normalisation keeps of each row is float32 on CUDA, whatever the input; a CPU keeps the input's dtype."""
+    """Passes every result on to `float32_statistics`."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -129,8 +147,4 @@ class _Float32Statistics(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in (_aten.native_layer_norm.default, _aten.native_group_norm.default, _aten._fused_rms_norm.default):
-            output, *statistics = result
-            return output, *(s.float() if s.dtype in (torch.float16, torch.bfloat16) else s for s in statistics)
-        return result
+        return float32_statistics(func, func(*args, **(kwargs or {})))

@@ -32,6 +32,8 @@ class Allocation:
         phase: the innermost phase that made it; empty outside of all.
         born: the event that allocates it.
         died: the event that releases it; None where it outlives the record.
+        blocks: where it stands for one storage each of many like blocks: their numbers. Its size is that of all
+            together, and its module is in the first of them.
     """
 
     n_bytes: int
@@ -42,6 +44,12 @@ class Allocation:
     phase: str
     born: int
     died: int | None = None
+    blocks: range | None = None
+
+    @property
+    def count(self) -> int:
+        """How many storages it stands for."""
+        return 1 if self.blocks is None else len(self.blocks)
 
 
 class Event(NamedTuple):
@@ -112,14 +120,19 @@ class MemoryTrace:
         return {category: np.cumsum(changes) for category, changes in deltas.items()}
 
     def rounded(self, multiple: int) -> MemoryTrace:
-        """The same, with each allocation rounded up to a multiple of so many bytes."""
-        return self.resized(lambda index: -(-self.allocations[index].n_bytes // multiple) * multiple)
+        """The same, with each storage rounded up to a multiple of so many bytes."""
+
+        def size_of(index: int) -> int:
+            count = self.allocations[index].count
+            return -(-self.allocations[index].n_bytes // (count * multiple)) * multiple * count
+
+        return self.resized(size_of)
 
     def resized(self, size_of: Callable[[int], int]) -> MemoryTrace:
         """The same, with other sizes, by the allocations' indices."""
         # Not by `dataclasses.replace`, which takes three times as long.
         allocations = [
-            Allocation(size_of(index), a.category, a.module, a.op, a.tensor, a.phase, a.born, a.died)
+            Allocation(size_of(index), a.category, a.module, a.op, a.tensor, a.phase, a.born, a.died, a.blocks)
             for index, a in enumerate(self.allocations)
         ]
         events = []

@@ -10,18 +10,19 @@ from bptool.instruments.memory_trace import CATEGORIES
 from bptool.report.explanation import render_explanation
 from bptool.report.module_tree import ModuleNode, module_tree
 from bptool.report.snapshot_diff import render_diff
-from bptool.report.text import aligned, columns, next_commands
+from bptool.report.text import aligned, columns, hanging, next_commands
 from bptool.units import format_bytes, format_count
 
 _BAR = 24
 _TREE_DEPTH = 3
 
 
-def render(estimate: MemoryEstimate, picture: str = "") -> str:
+def render(estimate: MemoryEstimate, picture: str = "", width: int = 100) -> str:
     """The report.
 
     Args:
         picture: the step's memory over time, drawn already; empty: none.
+        width: columns that sentences may take.
     """
     blocks = [
         _headline(estimate),
@@ -35,7 +36,7 @@ def render(estimate: MemoryEstimate, picture: str = "") -> str:
         *([_fitting(estimate)] if estimate.fitting or estimate.fits is False else []),
         *([render_explanation(estimate.explanation)] if estimate.explanation else []),
         *([render_diff(estimate.snapshot_diff)] if estimate.snapshot_diff else []),
-        "assuming\n" + "\n".join(f"  {sentence}" for sentence in estimate.assumptions),
+        "\n".join(["assuming", *(hanging(sentence, width) for sentence in estimate.assumptions)]),
         next_commands(_next(estimate)),
     ]
     return "\n\n".join(blocks)

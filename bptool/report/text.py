@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -28,6 +29,18 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent:
         ]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def hanging(sentence: str, width: int, indent: str = "  ") -> str:
+    """A sentence in lines of at most `width` columns, the later ones further in; no word of it is broken."""
+    return textwrap.fill(
+        sentence,
+        width,
+        initial_indent=indent,
+        subsequent_indent=2 * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def visible(text: str) -> str:

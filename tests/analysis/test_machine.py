@@ -37,6 +37,24 @@ def test_what_is_looked_up_is_what_the_operation_makes(changes: dict[str, Any], 
     assert same(looked_up, computed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fake", [True, False], ids=["fake", "real"])
+def test_what_a_gpus_normalisations_keep_of_each_row_is_float32(dtype: torch.dtype, fake: bool) -> None:
+    """Looked up or not; a CPU's are in the input's dtype."""
+
+    def statistics() -> set[torch.dtype]:
+        x, ones = torch.ones(2, 4, 6, dtype=dtype), torch.ones(6, dtype=dtype)
+        layer = [torch.ops.aten.native_layer_norm(x, [6], ones, ones, 1e-5) for _ in range(2)]
+        group = torch.ops.aten.native_group_norm(x, ones[:4], ones[:4], 2, 4, 6, 2, 1e-5)
+        assert {outputs[0].dtype for outputs in (*layer, group)} == {dtype}
+        return {kept.dtype for outputs in (*layer, group) for kept in outputs[1:]}
+
+    with Machine(GPUS["h100"], fake=fake).pretended():
+        assert statistics() == {torch.float32}
+    with Machine(fake=fake).pretended():
+        assert statistics() == {dtype}
+
+
 @pytest.mark.parametrize(
     "other",
     [

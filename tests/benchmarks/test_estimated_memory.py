@@ -27,6 +27,11 @@ from bptool.training.workload import Workload, transformer_workload
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")]
 
 PRESETS = ("tiny", "gpt2", "gpt2-xl", "llama3-8b", "llama3-70b", "llama3-405b")
+LARGER = (
+    "llama3-405b model.n_layers=2000",
+    "llama3-405b training.micro_batch_size=64",
+    "llama3-405b training.sequence_length=131072 model.context_length=131072",
+)
 
 
 def _predicted(config: Config, workload: Workload) -> int:
@@ -88,10 +93,10 @@ def test_accuracy_on_published_steps() -> None:
 
 
 def test_speed_from_the_shell() -> None:
-    """Each preset in a fresh process, torch's import included; in turns, the best and the median of three."""
+    """Each preset, and the largest one larger, in a fresh process, torch's import included; the best and the median."""
     commands = {"python -c 'import torch'": ["-c", "import torch"]}
-    for preset in PRESETS:
-        commands[f"{preset} --gpu h100"] = ["-m", "bptool", "memory-estimate", preset, "--gpu", "h100"]
+    for asked in PRESETS + LARGER:
+        commands[f"{asked} --gpu h100"] = ["-m", "bptool", "memory-estimate", *asked.split(), "--gpu", "h100"]
     seconds: dict[str, list[float]] = {words: [] for words in commands}
     for _ in range(3):
         for words, arguments in commands.items():

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from small_runs import small_config
 
-from bptool.analysis.closed_forms.moments import block_of, end_of_forward
+from bptool.analysis.closed_forms.moments import end_of_forward
 from bptool.analysis.machine import Machine
 from bptool.analysis.memory.simulation import simulate, simulate_deep
+from bptool.analysis.memory.sweeps import block_of
 from bptool.gpus import gpu_named
 from bptool.instruments.memory_trace import Allocation, MemoryTrace
 from bptool.training.workload import transformer_workload

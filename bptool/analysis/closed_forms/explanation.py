@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch
 
 from bptool.analysis.closed_forms import terms
 from bptool.analysis.closed_forms.formula import total
-from bptool.analysis.closed_forms.moments import block_of, end_of_forward, moment_of
+from bptool.analysis.closed_forms.moments import end_of_forward, moment_of
 from bptool.analysis.closed_forms.peak_terms import Share, is_logits, peak_shares
 from bptool.analysis.closed_forms.saved_tensors import (
     WEIGHT_COPY,
@@ -22,6 +22,7 @@ from bptool.analysis.closed_forms.saved_tensors import (
 )
 from bptool.analysis.closed_forms.terms import DERIVATIVES, Parameter, Term
 from bptool.analysis.memory.simulation import STEADY
+from bptool.analysis.memory.sweeps import block_of
 from bptool.analysis.result import Record
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import Allocation, Category, MemoryTrace, total_bytes
@@ -171,19 +172,20 @@ def _activations(config: Config, trace: MemoryTrace, device: Device) -> list[Exp
     """One block tensor by tensor, all the blocks, and what is outside of them."""
     instant, kept = "when the forward ends", _kept_by_forward(trace)
     layers = range(config.model.n_layers)
-    blocks = {i: [a for a in kept if block_of(a.module) == i] for i in layers}
+    blocks: defaultdict[int | None, list[Allocation]] = defaultdict(list)
+    for allocation in kept:
+        blocks[block_of(allocation.module)].append(allocation)
     forms = {i: block_saved(config, i, device) for i in layers}
     shown = _shown_blocks(config, device)
     ones = [_itemized(f"activations of blocks.{i}", forms[i], blocks[i], instant, f"blocks.{i}") for i in shown]
     all_blocks = Term("activations of all blocks", total(s.size for i in layers for s in forms[i]), DERIVATIVES)
-    outside = [a for a in kept if block_of(a.module) is None]
     return [
         *ones,
         _explained(all_blocks, [a for i in layers for a in blocks[i]], instant, "see the block's own tensors"),
         _itemized(
             "activations outside of the blocks",
             [*before_saved(config, device), *after_saved(config, device)],
-            outside,
+            blocks[None],
             instant,
         ),
     ]

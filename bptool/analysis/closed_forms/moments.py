@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import pairwise
 
 from bptool.analysis.memory.simulation import STEADY
+from bptool.analysis.memory.sweeps import block_of
 from bptool.instruments.memory_trace import MemoryTrace
-
-_BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,6 @@ class Moment:
     module: str
     at_work: int | None
     blocks: int
-
-
-def block_of(module: str) -> int | None:
-    """Number of the block that a module is in."""
-    found = _BLOCK.match(module)
-    return int(found[1]) if found else None
 
 
 def end_of_forward(trace: MemoryTrace) -> Moment:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from bptool.analysis.closed_forms import terms
 from bptool.analysis.closed_forms.formula import Amount, amount, total
-from bptool.analysis.closed_forms.moments import Moment, block_of
+from bptool.analysis.closed_forms.moments import Moment
 from bptool.analysis.closed_forms.saved_tensors import (
     LOG_PROBABILITIES,
     OUTPUT,
@@ -20,6 +20,7 @@ from bptool.analysis.closed_forms.saved_tensors import (
     recomputed_saved,
 )
 from bptool.analysis.closed_forms.terms import Parameter
+from bptool.analysis.memory.sweeps import block_of
 from bptool.config.schema import Config
 from bptool.instruments.memory_trace import Allocation, Category
 from bptool.training.activation_checkpoint import recomputed_blocks

@@ -80,7 +80,7 @@ def answer(question: Question, further: Further) -> tuple[MemoryEstimate, Simula
         if further.validate:
             more["measured"] = measured(question, step)
         if theirs:
-            more["snapshot_diff"] = diff(step.requested, step.peak_event, theirs)
+            more["snapshot_diff"] = diff(*step.written_out(), theirs)
         if further.explain:
             more["explanation"] = _explained(question, step)
         if further.what_if:
@@ -122,8 +122,8 @@ def _snapshot(path: Path, machine: Machine) -> Snapshot:
 
 def _explained(question: Question, step: Simulated) -> Explanation:
     if question.machine.gpu is None:
-        return explain(question.config, step.trace)
-    return explain(question.config, step.requested.rounded(512), device="cuda")
+        return explain(question.config, step.written_out()[0])
+    return explain(question.config, step.written_out()[0].rounded(512), device="cuda")
 
 
 def _within(machine: Machine, capacity: str | None) -> Machine:

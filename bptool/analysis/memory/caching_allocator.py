@@ -291,7 +291,7 @@ def replay(trace: MemoryTrace, capacity_bytes: int | None = None) -> Replay:
     """Run a record through the allocator.
 
     Args:
-        trace: the record; its allocations not rounded.
+        trace: the record; its allocations not rounded. Many like blocks' together are no request, and passed over.
         capacity_bytes: what the device has for PyTorch to reserve; None: enough.
     """
     allocator = CachingAllocator(capacity_bytes)
@@ -301,7 +301,7 @@ def replay(trace: MemoryTrace, capacity_bytes: int | None = None) -> Replay:
     refusal = None
     for number, event in enumerate(trace.events):
         index = event.allocation
-        if index is not None and trace.allocations[index].n_bytes:
+        if index is not None and trace.allocations[index].n_bytes and trace.allocations[index].blocks is None:
             if trace.allocations[index].born != number:
                 allocator.free(live.pop(index))
             elif (block := allocator.allocate(trace.allocations[index].n_bytes, index)) is not None:

@@ -5,37 +5,69 @@ them, upwards (a forward, a loop over parameters) or downwards (a backward). A d
 with more runs in them, copies of an inner block's. Where an allocation outside of the blocks grows with depth (the
 norms of all gradients in one tensor), two depths tell by how much. That the result is the deeper model's record is not
 assumed: the extension to a third depth is compared with that depth's own record, event by event.
+
+Of a very deep model some blocks are written out and the others told in bundles between them: what so many blocks leave
+and release, in one piece. What is held grows in a straight line from one block of a sweep to the next, so the fullest
+instant is in the first or the last of them, which are written out.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from typing import NamedTuple
 
-from bptool.analysis.like_blocks import Blocks, Copies, Lengths
+from bptool.analysis.like_blocks import Blocks, Bundle, Copies, Lengths, Outline
+from bptool.analysis.memory.sweeps import BLOCK, Run, in_block, made_in, parts
 from bptool.instruments.memory_trace import Allocation, Event, MemoryTrace
-
-_BLOCK = re.compile(r"blocks\.(\d+)(?=\.|$)")
 
 
 class NotPeriodic(Exception):
     """The records are no sweeps through like blocks."""
 
 
+_WRITTEN_OUT = 64  # blocks of each stretch
+
+
+class Beyond(NamedTuple):
+    """For what does not follow from sums, such as memory between an allocator's blocks: it has to be extended itself.
+
+    Attributes:
+        shorter: the record of a model with half of the blocks that are written out.
+        periods: how many more periods are written out than `shorter` has.
+        left_out: how many are in bundles.
+    """
+
+    shorter: MemoryTrace
+    periods: int
+    left_out: int
+
+
 class Extended(NamedTuple):
-    """A record, and the depths of those that it was made from (none: it was simulated in full)."""
+    """A record, and what it was made from.
+
+    Attributes:
+        depths: of the models that were simulated; none where it was the model itself.
+        beyond: None where every block is written out.
+        write_out: makes the record with every block written out.
+    """
 
     trace: MemoryTrace
     depths: tuple[int, ...]
+    beyond: Beyond | None = None
+    write_out: Callable[[], MemoryTrace] | None = None
+
+    def whole(self) -> MemoryTrace:
+        """The record with every block written out, which takes as much longer as there are more of them."""
+        return self.trace if self.write_out is None else self.write_out()
 
 
-def extended(blocks: Blocks, simulate: Callable[[Lengths], MemoryTrace]) -> Extended:
+def extended(blocks: Blocks, simulate: Callable[[Lengths], MemoryTrace], most: int = _WRITTEN_OUT) -> Extended:
     """The record of a model with these blocks, in full only where shallow ones don't tell.
 
     Args:
         simulate: makes the record of the same model with stretches of these lengths.
+        most: how many blocks of a stretch are written out.
     """
     low, high, deepest = blocks.shortened(0), blocks.shortened(0, last=1), blocks.shortened(1, last=2)
     if not blocks.is_deep(deepest):
@@ -45,7 +77,7 @@ def extended(blocks: Blocks, simulate: Callable[[Lengths], MemoryTrace]) -> Exte
         extension.learn_slopes(high, simulate(high))
         if not same(extension.to(deepest), simulate(deepest)):
             raise NotPeriodic
-        return Extended(extension.to(blocks.lengths), (sum(low), sum(high), sum(deepest)))
+        return extension.extended(most, (sum(low), sum(high), sum(deepest)))
     except NotPeriodic:
         return Extended(simulate(blocks.lengths), ())
 
@@ -59,12 +91,11 @@ def same(one: MemoryTrace, other: MemoryTrace) -> bool:
     return list(one.events) == list(other.events) and facts(one) == facts(other)
 
 
-class _Run(NamedTuple):
-    """Events of one block, or of none, and which part of the record they are; a sweep is one part."""
-
-    part: int
-    block: int | None
-    events: range
+def modules_of(allocation: Allocation) -> list[str]:
+    """The module of each storage that it stands for."""
+    if allocation.blocks is None:
+        return [allocation.module]
+    return [in_block(allocation.module, number) for number in allocation.blocks]
 
 
 class _Place(NamedTuple):
@@ -80,13 +111,13 @@ class _Extension:
 
     def __init__(self, blocks: Blocks, low: Lengths, trace: MemoryTrace) -> None:
         self._blocks, self._low, self._trace = blocks, low, trace
-        self._parts = list(_parts(trace, sum(low)))
+        self._parts = list(parts(trace, sum(low)))
         self._slopes: dict[int, int] = {}
         self._places = {
             allocation: _Place(run.part, run.block, ordinal)
             for part in self._parts
             for run in part
-            for ordinal, allocation in enumerate(_made_in(trace, run))
+            for ordinal, allocation in enumerate(made_in(trace, run))
         }
 
     def learn_slopes(self, high: Lengths, trace: MemoryTrace) -> None:
@@ -108,26 +139,44 @@ class _Extension:
         """The record of longer stretches."""
         return self._extend(lengths)[0]
 
-    def _extend(self, lengths: Lengths) -> tuple[MemoryTrace, list[int]]:
-        """And for each allocation the one that it copies."""
-        copies = self._blocks.copies(self._low, lengths)
-        upwards = {part[0].part for part in self._parts if part[0].block == 0}
-        more = {allocation: copies.periods * slope for allocation, slope in self._slopes.items()}
-        writer = _Writer(self._trace, self._places, more, _Ends(copies, upwards))
-        for run, block in self._layout(copies):
-            writer.copy(run, block)
-        return MemoryTrace(writer.allocations, writer.events), writer.origins
+    def extended(self, most: int, depths: tuple[int, ...]) -> Extended:
+        """The record of the model itself, at most so many blocks of a stretch written out."""
+        full = self._blocks.lengths
+        outline, shorter = self._blocks.outline(most), self._blocks.outline(most // 2).lengths
+        if not outline.bundles:
+            return Extended(self.to(full), depths)
+        periods = [self._blocks.copies(self._low, lengths).periods for lengths in (shorter, outline.lengths, full)]
+        beyond = Beyond(self.to(shorter), periods[1] - periods[0], periods[2] - periods[1])
+        return Extended(self._extend(outline.lengths, outline)[0], depths, beyond, partial(self.to, full))
 
-    def _layout(self, copies: Copies) -> Iterator[tuple[_Run, int | None]]:
-        """The runs of the deeper record: what is copied, and the block that it becomes."""
+    def _extend(self, lengths: Lengths, outline: Outline | None = None) -> tuple[MemoryTrace, list[int]]:
+        """And for each allocation the one that it copies; of a bundle's there is none."""
+        copies = self._blocks.copies(self._low, lengths)
+        periods = copies.periods if outline is None else self._blocks.copies(self._low, self._blocks.lengths).periods
+        upwards = {part[0].part for part in self._parts if part[0].block == 0}
+        more = {allocation: periods * slope for allocation, slope in self._slopes.items()}
+        ends = _Ends(copies, upwards, range(copies.n_layers) if outline is None else outline.numbers)
+        writer = _Writer(self._trace, self._places, more, ends)
         for part in self._parts:
             if part[0].block is None:
-                yield part[0], None
-                continue
-            runs = {run.block: run for run in part}
-            blocks = range(copies.n_layers)
-            for block in blocks if part[0].block == 0 else reversed(blocks):
-                yield runs[copies.source(block)], block
+                writer.copy(part[0], None)
+            else:
+                self._sweep(writer, part, copies, {} if outline is None else outline.bundles)
+        return MemoryTrace(writer.allocations, writer.events), writer.origins
+
+    def _sweep(self, writer: _Writer, part: Sequence[Run], copies: Copies, bundles: Mapping[int, Bundle]) -> None:
+        """Write a part of the deeper record: each block's copy of a run, and the bundles between them."""
+        runs = {run.block: run for run in part}
+        upwards = part[0].block == 0
+        blocks = range(copies.n_layers)
+        for block in blocks if upwards else reversed(blocks):
+            bundle = bundles.get(block)
+            period = bundle and [runs[copies.source(other)] for other in range(block - bundle.period + 1, block + 1)]
+            if bundle and period and not upwards:
+                writer.bundle(period, bundle)
+            writer.copy(runs[copies.source(block)], block)
+            if bundle and period and upwards:
+                writer.bundle(period, bundle)
 
 
 class _Ends(NamedTuple):
@@ -135,10 +184,12 @@ class _Ends(NamedTuple):
 
     Attributes:
         upwards: the parts that are sweeps upwards.
+        numbers: what number each written block has in the model.
     """
 
     copies: Copies
     upwards: Set[int]
+    numbers: Sequence[int]
 
     def moved(self, other: int, source: int | None, block: int | None, place: _Place | None) -> int:
         """The block that `other` becomes where the run of `source` becomes that of `block`.
@@ -160,15 +211,22 @@ class _Writer:
         more: bytes that some allocations get besides; their shape is then not known.
     """
 
-    def __init__(self, trace: MemoryTrace, places: dict[int, _Place], more: Mapping[int, int], ends: _Ends) -> None:
+    def __init__(
+        self,
+        trace: MemoryTrace,
+        places: Mapping[int, _Place],
+        more: Mapping[int, int],
+        ends: _Ends,
+    ) -> None:
         self.allocations: list[Allocation] = []
         self.events: list[Event] = []
         self.origins: list[int] = []
         self._trace, self._places, self._more, self._ends = trace, places, more, ends
         self._here: dict[_Place, int] = {}
+        self._bundled: dict[tuple[Bundle, _Place], int] = {}
         self._names: dict[tuple[str, int | None, int | None, int | None], str] = {}
 
-    def copy(self, run: _Run, block: int | None) -> None:
+    def copy(self, run: Run, block: int | None) -> None:
         """Append a run's events.
 
         Raises:
@@ -183,6 +241,57 @@ class _Writer:
                 self._allocate(event, event.allocation, run.block, block)
             else:
                 self._release(event, event.allocation, run.block, block)
+
+    def bundle(self, runs: Sequence[Run], bundle: Bundle) -> None:
+        """Append what a bundle of blocks like these runs' changes for good, in one piece.
+
+        What one of them makes and it or the next one releases is left out. What goes comes first, so that nothing is
+        on top of what stays.
+
+        Raises:
+            NotPeriodic: they release what no block like them has made.
+        """
+        made, gone = self._changes(runs)
+        for place, number in gone.items():
+            if place not in made:
+                self._release_bundle(number, bundle, place)
+        for place, number in made.items():
+            if place not in gone:
+                self._allocate_bundle(number, bundle, place)
+
+    def _changes(self, runs: Sequence[Run]) -> tuple[dict[_Place, int], dict[_Place, int]]:
+        """The events that allocate and that release, by what; a neighbouring block's is as good as the like block's."""
+        made: dict[_Place, int] = {}
+        gone: dict[_Place, int] = {}
+        first = runs[0].block
+        for number in (number for run in runs for number in run.events):
+            index = self._trace.events[number].allocation
+            if index is not None:
+                place = self._places[index]
+                assert place.block is not None
+                assert first is not None
+                like = place._replace(block=(place.block - first) % len(runs))
+                (made if self._trace.allocations[index].born == number else gone)[like] = number
+        return made, gone
+
+    def _allocate_bundle(self, number: int, bundle: Bundle, place: _Place) -> None:
+        event, index = self._trace.events[number], len(self.allocations)
+        assert event.allocation is not None
+        assert place.block is not None
+        one, blocks = self._trace.allocations[event.allocation], bundle.numbers[place.block :: bundle.period]
+        n_bytes, module, born = one.n_bytes * len(blocks), in_block(one.module, blocks[0]), len(self.events)
+        many = Allocation(n_bytes, one.category, module, one.op, one.tensor, one.phase, born, None, blocks)
+        self.allocations.append(many)
+        self._bundled[bundle, place] = index
+        self.events.append(Event(index, n_bytes, event.step, event.phase, module, event.op))
+
+    def _release_bundle(self, number: int, bundle: Bundle, place: _Place) -> None:
+        event, index = self._trace.events[number], self._bundled.pop((bundle, place), None)
+        if index is None:
+            raise NotPeriodic
+        many = self.allocations[index]
+        many.died = len(self.events)
+        self.events.append(Event(index, -many.n_bytes, event.step, event.phase, many.module, event.op))
 
     def _allocate(self, event: Event, origin: int, source: int | None, block: int | None) -> None:
         made, place, index = self._trace.allocations[origin], self._places[origin], len(self.allocations)
@@ -207,128 +316,11 @@ class _Writer:
         self.events.append(Event(index, -self.allocations[index].n_bytes, event.step, event.phase, module, event.op))
 
     def _renamed(self, module: str, source: int | None, block: int | None, place: _Place | None) -> str:
-        if source == block and source is not None:
+        if source is not None and source == block == self._ends.numbers[source]:
             return module
         key = (module, source, block, None if place is None else place.part)
         if key not in self._names:  # a run has hundreds of events in a few modules
-            found = _BLOCK.match(module)
-            self._names[key] = (
-                f"blocks.{self._ends.moved(int(found[1]), source, block, place)}{module[found.end() :]}"
-                if found
-                else module
-            )
+            found = BLOCK.match(module)
+            moved = self._ends.moved(int(found[1]), source, block, place) if found else 0
+            self._names[key] = in_block(module, self._ends.numbers[moved])
         return self._names[key]
-
-
-def _made_in(trace: MemoryTrace, run: _Run) -> Iterator[int]:
-    for number in run.events:
-        allocation = trace.events[number].allocation
-        if allocation is not None and trace.allocations[allocation].born == number:
-            yield allocation
-
-
-def _parts(trace: MemoryTrace, depth: int) -> Iterator[list[_Run]]:
-    """The record's parts in order: sweeps, each of as many runs as there are blocks, and what lies between them."""
-    stretches = list(_split_at_turns(trace, _stretches(trace)))
-    at, number = 0, 0
-    while at < len(stretches):
-        label, events = stretches[at]
-        if label.block is None:
-            yield [_Run(number, None, events)]
-            at += 1
-        else:
-            runs, at = _sweep(trace, stretches, at, depth)
-            yield [_Run(number, block, run) for block, run in runs]
-        number += 1
-
-
-class _Label(NamedTuple):
-    phase: str
-    block: int | None
-
-
-_Stretch = tuple[_Label, range]
-
-
-def _stretches(trace: MemoryTrace) -> list[_Stretch]:
-    """Successive events of the same phase (recomputation being part of the backward) and the same block or none.
-
-    A loop releases the last round's tensor in the midst of this round: that belongs to what goes on around it.
-    """
-    stretches: list[_Stretch] = []
-    for label, group in groupby(range(len(trace.events)), lambda number: _label(trace, number)):
-        numbers = list(group)
-        stretches.append((label, range(numbers[0], numbers[-1] + 1)))
-        if len(stretches) > 2 and stretches[-3][0] == label:
-            before, between = stretches[-3][1], stretches[-2][1]
-            if _only_releases(trace, between) and (label.block is None or not _only_releases(trace, before)):
-                stretches[-3:] = [(label, range(before.start, numbers[-1] + 1))]
-    return stretches
-
-
-def _split_at_turns(trace: MemoryTrace, stretches: Sequence[_Stretch]) -> Iterator[_Stretch]:
-    """Where a list is made block by block and released from its end, two sweeps meet in one block: cut them apart."""
-    for i, (label, numbers) in enumerate(stretches):
-        cut = 0
-        inner = 0 < i < len(stretches) - 1 and label.block is not None
-        if inner and stretches[i - 1][0] == stretches[i + 1][0] != (label.phase, None):
-            release = [_only_releases(trace, range(number, number + 1)) for number in numbers]
-            # Upwards made and downwards released, or the other way round.
-            cut = len(release) - _leading(release[::-1]) if not release[0] else _leading(release)
-        yield from ((label, part) for part in (numbers[:cut], numbers[cut:]) if part)
-
-
-def _leading(flags: Sequence[bool]) -> int:
-    """How many are true before the first that is not."""
-    return next((i for i, flag in enumerate(flags) if not flag), len(flags))
-
-
-def _label(trace: MemoryTrace, number: int) -> _Label:
-    event = trace.events[number]
-    made = event.allocation is not None and trace.allocations[event.allocation].born == number
-    module = trace.allocations[event.allocation].module if made and event.allocation is not None else event.module
-    found = _BLOCK.match(module)
-    return _Label("backward" if event.phase == "recompute" else event.phase, int(found[1]) if found else None)
-
-
-def _only_releases(trace: MemoryTrace, numbers: range) -> bool:
-    events = (trace.events[number] for number in numbers)
-    return all(event.allocation is not None and not event.op for event in events)
-
-
-def _sweep(
-    trace: MemoryTrace, stretches: Sequence[_Stretch], at: int, depth: int
-) -> tuple[list[tuple[int, range]], int]:
-    """The runs of the sweep that begins at a stretch, and where it ends; what follows a block's events is its own.
-
-    A block may have none: where every k-th is recomputed, only those drop autocast's copies when a forward ends.
-    """
-    phase, block = stretches[at][0]
-    direction = 1 if block == 0 else -1
-    runs: list[tuple[int, range]] = []
-    for expected in range(depth)[::direction]:
-        label = _Label(phase, expected)
-        if at == len(stretches) or stretches[at][0] != label:
-            runs.append((expected, range(0)))
-            continue
-        start = at
-        at += 1
-        following = expected + direction if len(runs) < depth - 1 else None
-        while _goes_on(trace, stretches, at, label, following):
-            at += 1
-        runs.append((expected, range(stretches[start][1].start, stretches[at - 1][1].stop)))
-    return runs, at
-
-
-def _goes_on(trace: MemoryTrace, stretches: Sequence[_Stretch], at: int, label: _Label, following: int | None) -> bool:
-    """Whether a stretch is still a block's: its own, or of none where more of the block or the following one comes."""
-    if at >= len(stretches) or stretches[at][0].phase != label.phase:
-        return False
-    if stretches[at][0] == label:
-        return stretches[at - 1][0].block is None  # else the turn of two sweeps
-    if stretches[at][0].block is not None or at + 1 == len(stretches):
-        return False
-    after, events = stretches[at + 1]
-    if following is None:  # the last block: its releases are the next sweep's beginning
-        return after == label and not _only_releases(trace, events)
-    return after in (label, _Label(label.phase, following))

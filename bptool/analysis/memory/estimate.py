@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from bptool.analysis.activation_budget import Planned, settled
 from bptool.analysis.machine import Machine
-from bptool.analysis.memory.caching_allocator import replay, rounded_size
+from bptool.analysis.memory.caching_allocator import Replay, replay, rounded_size
 from bptool.analysis.memory.depth import Extended
 from bptool.analysis.memory.parameters import sum_of_parameters
 from bptool.analysis.memory.result import MemoryEstimate, module_bytes, readings
 from bptool.analysis.memory.simulation import STEADY, simulate_deep
+from bptool.analysis.memory.sweeps import in_block
 from bptool.analysis.memory.whole_first_step import with_whole_first_step
 from bptool.analysis.question import Question
 from bptool.config.schema import Config
 from bptool.errors import BptoolError, TargetError
 from bptool.gpus import Range
 from bptool.hardware import resident_bytes
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory_trace import Allocation, MemoryTrace
 from bptool.training.user_code import describe
 from bptool.training.workload import Workload
 from bptool.units import format_bytes
@@ -43,6 +46,7 @@ class Simulated:
         depths: of the models that were simulated; empty where it was the model itself.
         fits: whether it does; None where nothing is known of the capacity.
         planned: what `activation_checkpoint.budget` came to; None where there is none.
+        whole: makes `requested` with every block written out; None where they are.
     """
 
     requested: MemoryTrace
@@ -51,11 +55,19 @@ class Simulated:
     depths: tuple[int, ...]
     fits: bool | None
     planned: Planned | None = None
+    whole: Callable[[], MemoryTrace] | None = None
 
     @property
     def peak_event(self) -> int:
         """The fullest instant of the steady step."""
         return self.trace.peak_event(STEADY)
+
+    def written_out(self) -> tuple[MemoryTrace, int]:
+        """`requested` with every block by itself, and its fullest instant."""
+        if self.whole is None:
+            return self.requested, self.peak_event
+        trace = self.whole()
+        return trace, trace.peak_event(STEADY)
 
     @property
     def peak_bytes(self) -> int:
@@ -79,17 +91,47 @@ def counted(found: Extended, machine: Machine) -> Simulated:
     if machine.gpu is None:
         peak = int(found.trace.live_bytes.max())
         fits = None if machine.capacity_bytes is None else peak <= machine.capacity_bytes
-        return Simulated(found.trace, found.trace, peak, found.depths, fits)
+        return Simulated(found.trace, found.trace, peak, found.depths, fits, whole=found.write_out)
     both = with_whole_first_step(found.trace)
     done = replay(both)
+    reserved = done.peak_reserved_bytes + _reserved_beyond(found, done.peak_reserved_bytes)
     fits = None
     if machine.capacity_bytes is not None:
         room = machine.capacity_bytes - machine.gpu.context.expected
         # Above the room the allocator gives back what it only caches, which may be enough.
-        fits = done.peak_reserved_bytes <= room or (room > 0 and replay(both, room).refusal is None)
-    asked = found.trace.allocations
-    in_blocks = found.trace.resized(lambda i: done.block_bytes.get(i, rounded_size(asked[i].n_bytes)))
-    return Simulated(found.trace, in_blocks, done.peak_reserved_bytes, found.depths, fits)
+        fits = reserved <= room or (found.beyond is None and room > 0 and replay(both, room).refusal is None)
+    in_blocks = found.trace.resized(_block_sizes(found.trace, done).__getitem__)
+    return Simulated(found.trace, in_blocks, reserved, found.depths, fits, whole=found.write_out)
+
+
+def _block_sizes(trace: MemoryTrace, done: Replay) -> list[int]:
+    """What the allocator gives each allocation; of many together, on average what it gives like ones."""
+    sizes = [
+        done.block_bytes.get(i, a.count * rounded_size(a.n_bytes // a.count)) for i, a in enumerate(trace.allocations)
+    ]
+    together = [i for i, a in enumerate(trace.allocations) if a.blocks is not None]
+    if together:
+        like: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
+        for i, a in enumerate(trace.allocations):
+            if a.blocks is None:
+                like[_kind(a)].append(sizes[i])
+        for i in together:
+            one = trace.allocations[i]
+            sizes[i] = one.count * sum(like[_kind(one)]) // len(like[_kind(one)])
+    return sizes
+
+
+def _kind(a: Allocation) -> tuple[object, ...]:
+    """What allocations have in common that like blocks make at the same place."""
+    return a.n_bytes // a.count, a.category, a.op, a.phase, in_block(a.module, 0)
+
+
+def _reserved_beyond(found: Extended, reserved_bytes: int) -> int:
+    """What the allocator reserves for blocks in bundles, by what it does for as many that are written out."""
+    if found.beyond is None:
+        return 0
+    shorter = replay(with_whole_first_step(found.beyond.shorter)).peak_reserved_bytes
+    return (reserved_bytes - shorter) * found.beyond.left_out // found.beyond.periods
 
 
 def estimate(question: Question, step: Simulated) -> MemoryEstimate:
@@ -153,6 +195,8 @@ def _assumptions(question: Question, step: Simulated, overhead: Range) -> list[s
         low, high, check = step.depths
         known = f"{low} and {high}, and so do {check}, as simulating them showed"
         sentences.append(f"{question.workload.n_layers} layers follow from {known}")
+    if machine.gpu and step.whole:
+        sentences.append("reserved follows from two lesser depths: it grows nearly in a straight line")
     if step.planned:
         sentences.append(step.planned.sentence)
     if config.training.compile:

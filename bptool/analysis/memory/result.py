@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import ClassVar
 
 from pydantic import Field
 
 from bptool.analysis.closed_forms.explanation import Explanation
+from bptool.analysis.memory.depth import modules_of
 from bptool.analysis.memory.simulation import STEADY, first_step_peak
 from bptool.analysis.memory.snapshot_diff import SnapshotDiff
+from bptool.analysis.memory.sweeps import block_of
 from bptool.analysis.result import Record, Result
 from bptool.instruments.memory_trace import Allocation, MemoryTrace, total_bytes
 
@@ -185,18 +188,26 @@ def category_maxima(trace: MemoryTrace) -> CategoryBytes:
 
 
 def module_bytes(trace: MemoryTrace) -> list[ModuleBytes]:
-    """Every module that holds parameters or activations itself, parameters' owners first, in the order of building."""
+    """Every module that holds parameters or activations itself, in the order of building; blocks one after another."""
     parameters: Counter[str] = Counter()
     activations: Counter[str] = Counter()
     for allocation in trace.live_at(_end_of_forward(trace)):
-        if allocation.category == "parameters":
-            parameters[allocation.module] += allocation.n_bytes
-        elif allocation.category == "activations":
-            activations[allocation.module] += allocation.n_bytes
+        if allocation.category in ("parameters", "activations"):
+            held = parameters if allocation.category == "parameters" else activations
+            for module in modules_of(allocation):
+                held[module] += allocation.n_bytes // allocation.count
     return [
         ModuleBytes(name=name, parameters_bytes=parameters[name], activations_bytes=activations[name])
-        for name in dict.fromkeys([*parameters, *activations])
+        for name in _block_by_block(dict.fromkeys([*parameters, *activations]))
     ]
+
+
+def _block_by_block(modules: Iterable[str]) -> list[str]:
+    """In the same order, but for those in blocks, which are sorted by their blocks' numbers."""
+    names = list(modules)
+    blocks = [block_of(name) for name in names]
+    inside = iter(sorted((block, i) for i, block in enumerate(blocks) if block is not None))
+    return [name if block is None else names[next(inside)[1]] for name, block in zip(names, blocks, strict=True)]
 
 
 def largest_tensors(trace: MemoryTrace, event: int) -> list[TensorGroup]:
@@ -207,7 +218,12 @@ def largest_tensors(trace: MemoryTrace, event: int) -> list[TensorGroup]:
         groups[a.category, module, a.op, a.tensor].append(a)
     found = [
         TensorGroup(
-            count=len(alike), n_bytes=total_bytes(alike), category=key[0], module=key[1], op=key[2], tensor=key[3]
+            count=sum(a.count for a in alike),
+            n_bytes=total_bytes(alike),
+            category=key[0],
+            module=key[1],
+            op=key[2],
+            tensor=key[3],
         )
         for key, alike in groups.items()
     ]

@@ -254,6 +254,7 @@ class _Largest:
         self._born = np.fromiter((a.born for a in allocations), np.int64, size)
         never = np.iinfo(np.int64).max
         self._died = np.fromiter((never if a.died is None else a.died for a in allocations), np.int64, size)
+        self._count = np.fromiter((a.count for a in allocations), np.int64, size)
         self._kinds, self._kind_of = _group(allocations)
         self._numbers: dict[int, int] = {}  # of the kinds that were asked for
 
@@ -262,7 +263,7 @@ class _Largest:
         live = (self._born <= event) & (self._died > event)
         kinds = self._kind_of[live]
         totals = np.bincount(kinds, self._bytes[live], len(self._kinds))  # float64: exact up to 2^53 bytes
-        counts = np.bincount(kinds, minlength=len(self._kinds))
+        counts = np.bincount(kinds, self._count[live], len(self._kinds))
         for kind in np.argsort(-totals, kind="stable")[:count].tolist():
             if totals[kind] > 0:
                 number = self._numbers.setdefault(kind, len(self._numbers))
