@@ -20,6 +20,7 @@ from step_seconds import config_of
 
 from bptool.analysis.activation_budget import settled
 from bptool.analysis.machine import THIS_CPU
+from bptool.analysis.operation_costs import Costs, Estimated, Measured
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.hardware import tune_cpu_allocator
@@ -96,10 +97,10 @@ def partitioned(config: Config, workload: Workload, backend: str) -> Contestant:
     return found
 
 
-def planned(config: Config, workload: Workload, budget_bytes: int) -> tuple[Contestant, str]:
+def planned(config: Config, workload: Workload, budget_bytes: int, costs: Costs) -> tuple[Contestant, str]:
     """And the plan in words."""
     changes = {"activation_checkpoint.policy": "budget", "activation_checkpoint.budget": f"{budget_bytes}B"}
-    plan = settled(override(config, changes), workload, THIS_CPU)
+    plan = settled(override(config, changes), workload, THIS_CPU, costs)
     chosen = plan.config.activation_checkpoint
     return contestant(plan.config, plan.workload), chosen.plan if chosen.policy == "plan" else chosen.policy
 
@@ -114,11 +115,11 @@ def take_turns(contestants: list[Contestant]) -> None:
             one.run()
 
 
-def compared(config: Config, name: str, rival: Contestant, plain: Contestant) -> None:
+def compared(config: Config, name: str, rival: Contestant, plain: Contestant, costs: Costs) -> None:
     """A line of the table: the rival beside the plan that had its bytes."""
     workload = transformer_workload(config)
     rival.weigh()
-    plan, text = planned(config, workload, rival.held_bytes)
+    plan, text = planned(config, workload, rival.held_bytes, costs)
     take_turns([plain, rival, plan])
     over_rival, over_plain = rival.median_s / plain.median_s, plan.median_s / plain.median_s
     print(
@@ -134,12 +135,13 @@ def test_beside_the_other_policies_and_pytorchs_budget() -> None:
     tune_cpu_allocator()
     config = config_of("small", 10, ["model.n_layers=4", "training.micro_batch_size=4"])
     workload = transformer_workload(config)
-    plain = contestant(config, workload)
+    plain, costs = contestant(config, workload), Measured(CPU, Estimated(None, "fp32"))
     print(f"\n{'':<28}{'held':>12}{'the plan':>12}{'time':>8}{'the plan':>10}{'ratio':>8}   plan")
     for policy in POLICIES:
         chosen = override(config, {"activation_checkpoint.policy": policy})
-        compared(config, policy, contestant(chosen, transformer_workload(chosen)), plain)
+        compared(config, policy, contestant(chosen, transformer_workload(chosen)), plain, costs)
     for backend in ("aot_eager", "inductor"):
         for share in SHARES:
             with pytorchs_budget(share):
-                compared(config, f"PyTorch's {share} ({backend})", partitioned(config, workload, backend), plain)
+                rival = partitioned(config, workload, backend)
+                compared(config, f"PyTorch's {share} ({backend})", rival, plain, costs)
