@@ -79,14 +79,15 @@ class Measured:
 
     Args:
         estimated: the same device's estimate.
+        clock: in seconds; None: of this thread on a CPU, which takes its share of an operation, else of the wall.
     """
 
     basis = "by operations' times measured here"
 
-    def __init__(
-        self, device: torch.device, estimated: Estimated, *, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._device, self._estimated, self._clock = device, estimated, clock
+    def __init__(self, device: torch.device, estimated: Estimated, *, clock: Callable[[], float] | None = None) -> None:
+        # A CPU's own time: what else the machine does at that moment is no part of an operation.
+        own = time.perf_counter if device.type == "cuda" else time.thread_time
+        self._device, self._estimated, self._clock = device, estimated, clock or own
         self._known: dict[str, float | None] = {}
         self._seconds = self._effort = 0.0
         self._watching: float | None = None
