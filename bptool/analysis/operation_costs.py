@@ -22,8 +22,10 @@ _CPU_FLOPS_PER_BYTE, _GPU_BYTES_PER_S = 20.0, 2e12
 """A core's matrix rate over its share of the memory's, roughly; and an A100's memory bandwidth, by its data sheet."""
 _CPU_WATCHING = 5e5
 """5 microseconds of a core that does 100 GFLOP/s."""
-_SECONDS, _RUNS = 0.1, 7
+_SECONDS, _RUNS = 0.1, 5
 """For one operation: it is run so often or so long, at least once after a first time, and the shortest run counts."""
+_OTHERS = 2**24
+"""Numbers that are written before each run: a step has been elsewhere since it made what an operation reads."""
 
 
 class Costs(Protocol):
@@ -91,6 +93,7 @@ class Measured:
         self._known: dict[str, float | None] = {}
         self._seconds = self._effort = 0.0
         self._watching: float | None = None
+        self._others = torch.empty(_OTHERS, device=device)
 
     def of(self, operation: Operation) -> float:
         """What it takes."""
@@ -133,8 +136,8 @@ class Measured:
     def _best(self, run: Callable[[], object]) -> float:
         run()
         times: list[float] = []
-        start = self._now()
-        while len(times) < _RUNS and (not times or self._now() - start < _SECONDS):
+        while len(times) < _RUNS and sum(times) < _SECONDS:
+            self._others.fill_(1.0)
             before = self._now()
             run()
             times.append(self._now() - before)
