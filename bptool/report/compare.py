@@ -134,12 +134,13 @@ def _numbered(result: CompareResult, i: int) -> str:
 
 
 def standing(result: CompareResult, row: CompareRow) -> str:
-    """Where a row stands: on the front, behind others, or not among them."""
+    """Where a row stands: on the front, behind others, or not among them; the best one may be behind by a hair."""
+    behind = "by " + ", ".join(str(other + 1) for other in row.dominated_by) if row.dominated_by else ""
+    if result.best and result.rows[result.best.row] is row:
+        return ", ".join(filter(None, ("best", behind)))
     if row.on_front:
-        return "best" if result.best and result.rows[result.best.row] is row else "front"
-    if row.dominated_by:
-        return "by " + ", ".join(str(other + 1) for other in row.dominated_by)
-    return "" if row.status == "ok" else row.status.replace("_", " ")
+        return "front"
+    return behind or ("" if row.status == "ok" else row.status.replace("_", " "))
 
 
 def _on_front_besides(result: CompareResult) -> set[int]:

@@ -1,13 +1,13 @@
 """A budget's plan beside the other policies and PyTorch's own budget, at the memory that each of them needs.
 
 For each rival the plan gets its bytes as its budget. Both are run in turns in one process: what is held when
-the forward ends is the allocator's own account, and seconds are the processor's, of forward and backward.
+the forward ends is the allocator's own account, and seconds are the processor's, of forward and backward: the fewest
+of several turns, as whatever else the machine does can only add some.
 """
 
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.benchmark
 POLICIES = ("none", "save_matmuls", "save_every_other_matmul", "save_attention", "attention", "mlp", "every_k", "full")
 SHARES = (0.5, 0.25, 0.1)
 """Of what is saved, as `torch._functorch.config.activation_memory_budget` has it."""
-TURNS = 7
+TURNS = 9
 CPU = torch.device("cpu")
 
 
@@ -47,8 +47,9 @@ class Contestant:
     seconds: list[float] = field(default_factory=list)
 
     @property
-    def median_s(self) -> float:
-        return statistics.median(self.seconds)
+    def best_s(self) -> float:
+        """Of the turn that was disturbed least."""
+        return min(self.seconds)
 
     def run(self) -> None:
         """Forward and backward of the same batch."""
@@ -121,10 +122,10 @@ def compared(config: Config, name: str, rival: Contestant, plain: Contestant, co
     rival.weigh()
     plan, text = planned(config, workload, rival.held_bytes, costs)
     take_turns([plain, rival, plan])
-    over_rival, over_plain = rival.median_s / plain.median_s, plan.median_s / plain.median_s
+    over_rival, over_plain = rival.best_s / plain.best_s, plan.best_s / plain.best_s
     print(
         f"{name:<28}{rival.held_bytes / 2**20:>8.2f} MiB{plan.held_bytes / 2**20:>8.2f} MiB{over_rival:>8.3f}"
-        f"{over_plain:>10.3f}{plan.median_s / rival.median_s:>8.3f}   {text}",
+        f"{over_plain:>10.3f}{plan.best_s / rival.best_s:>8.3f}   {text}",
         flush=True,
     )
 

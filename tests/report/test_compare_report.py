@@ -133,3 +133,12 @@ def test_a_row_that_only_its_gradient_keeps_on_the_front_is_told_apart() -> None
     assert "◐ on the front for its gradient error" in picture
     plain = render(compared(header(3), measured()), width=120)
     assert "front*" not in plain
+
+
+def test_the_fastest_that_fits_is_the_best_though_another_is_as_fast_by_chance_and_smaller() -> None:
+    entries: list[Entry] = []
+    for row, (peak, seconds) in enumerate([(80, (1.0, 1.04, 1.02)), (40, (1.01, 1.03, 1.04))]):
+        entries += [prediction(row, peak=peak * MIB), gradient(row, 1e-7)]
+        entries += [run(row, i, s, peak=peak * MIB) for i, s in enumerate(seconds)]
+    text = render(compared(header(2), entries, fit_bytes=100 * MIB), width=120)
+    assert [line(text, f"{n} ")[-1] for n in (1, 2)] == ["best, by 2", "front"]
