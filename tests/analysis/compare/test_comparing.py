@@ -79,6 +79,7 @@ def test_a_budgets_plan_is_found_once_and_every_process_keeps_to_it(measured: Me
     """Times differ from process to process; a grid that goes on takes the plan that its file has."""
     words = [*SMALL, f"{POLICY}=none,budget:1GiB"]
     journal, _ = run(words, tmp_path)
+    journal.close()
     found = journal.entries[1]
     assert isinstance(found, Prediction)
     assert "by operations' times measured here" in found.notes[0]
