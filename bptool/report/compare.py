@@ -198,7 +198,7 @@ def _learning(result: CompareResult, width: int) -> list[str]:
         losses = ["" if loss is None else f"{loss:.4f}" for loss in (row.first_loss, row.final_loss)]
         if any([*figures, *losses]):
             rows.append([_numbered(result, i), *figures, *losses])
-    return [table(rows, width=width, right=(1, 3, 4, 5), leave_out=[(4,)])] if len(rows) > 1 else []
+    return [table(rows, width=width, right=(1, 3, 4, 5), leave_out=[(4,), (3,), (2,)])] if len(rows) > 1 else []
 
 
 def _error(value: float | None) -> str:
