@@ -1,46 +1,40 @@
 """`activation_checkpoint.policy=budget`: the plan of what each block keeps that fits the budget and recomputes least.
 
-On fake tensors a shallow model is run once, and then one block of each kind by itself, treated in each way in turn:
-what its forward leaves for its backward, and how hard the recomputation is, are that way's bytes and effort.
+Bytes are counted on fake tensors, one block of each kind by itself. What it takes to compute a result again is measured
+on the device, where a run begins, or estimated, where nothing is to be run: the plan is then part of the settings.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map  # what torch itself nests tensors with
+from torch import nn
 
+from bptool.analysis.block_bench import Alone, BlockBench, Phases
 from bptool.analysis.machine import Machine
-from bptool.analysis.memory.simulation import eager_on_cpu
+from bptool.analysis.operation_costs import Costs, Estimated, total
 from bptool.analysis.question import Question
-from bptool.config.block_plan import BlockPolicy, write_plan
+from bptool.config.block_plan import BLOCK_POLICIES, BlockPolicy, write_plan
 from bptool.config.overrides import override
-from bptool.config.schema import ActivationCheckpointSettings, Config
+from bptool.config.schema import Config
 from bptool.errors import BptoolError, TargetError, UsageError
-from bptool.instruments.effort import Effort
-from bptool.instruments.memory_ledger import MemoryLedger
-from bptool.instruments.memory_trace import MemoryTrace, total_bytes
-from bptool.instruments.packed_sequences import taken_for_unpacked
-from bptool.training.activation_checkpoint import SUBLAYER_POLICIES, apply, has_sublayers
-from bptool.training.assembly import build_model, build_step
-from bptool.training.block_budget import Kind, Option, Plan, Times, cheapest, least_bytes
-from bptool.training.instrument import Announcer
-from bptool.training.step import TrainStep
+from bptool.instruments.operation_log import Operation
+from bptool.training.activation_checkpoint import CHOOSERS
+from bptool.training.assembly import build_model
+from bptool.training.block_budget import Kind, Option, Plan, Result, Selection, Times, cheapest, least_bytes
+from bptool.training.selective import Chooser, Numbering, nature
 from bptool.training.user_code import describe
-from bptool.training.workload import Workload, one, transformer_workload
+from bptool.training.workload import Workload
 from bptool.units import MIB, format_bytes, parse_bytes
 
-_CPU = torch.device("cpu")
-_CPU_FLOPS_PER_BYTE, _GPU_BYTES_PER_S = 20.0, 2e12
-"""A core's matrix rate over its share of the memory's, roughly; and an A100's memory bandwidth, by its data sheet."""
-_ALWAYS: tuple[BlockPolicy, ...] = ("none", "save_matmuls", "save_every_other_matmul", "save_attention", "full")
+Weigh = Callable[[Mapping[int, Sequence[BlockPolicy]]], dict[int, dict[BlockPolicy, Alone]]]
+"""Figures of blocks by themselves: of each kind, by its first block, treated in each of these ways."""
+
+_ATTEMPTS = 4
+"""To keep a budget to the byte, where results that are kept together hold another sum than one by one."""
 
 
 class BudgetTooSmall(UsageError):
@@ -55,13 +49,15 @@ class Planned:
         config: with the plan in the budget's place.
         plan: for the blocks of the whole model; its bytes are of all that the forward holds.
         budget_bytes: what was allowed.
-        times: of a micro-batch, estimated.
+        times: of a micro-batch.
+        basis: how they are known.
     """
 
     config: Config
     plan: Plan
     budget_bytes: int
     times: Times
+    basis: str
 
     @property
     def sentence(self) -> str:
@@ -69,7 +65,7 @@ class Planned:
         return (
             f"activation_checkpoint.plan={write_plan(self.plan.policies)}: {format_bytes(self.plan.n_bytes)} of"
             f" {format_bytes(self.budget_bytes)} at the end of the forward; recomputation adds"
-            f" {self.times.overhead:.1%} to forward and backward by a roofline estimate, the least within"
+            f" {self.times.overhead:.1%} to forward and backward {self.basis}, the least within"
             f" {self.plan.gap:.2%}"
         )
 
@@ -83,8 +79,11 @@ class Settled(NamedTuple):
     """None where there was no budget."""
 
 
-def settled(config: Config, workload: Workload, machine: Machine) -> Settled:
+def settled(config: Config, workload: Workload, machine: Machine, costs: Costs | None = None) -> Settled:
     """The same step, with a plan in the place of a budget.
+
+    Args:
+        costs: of operations; None: estimated, so that the plan is the same whenever it is asked for.
 
     Raises:
         BudgetTooSmall: even the most frugal plan holds more.
@@ -93,7 +92,7 @@ def settled(config: Config, workload: Workload, machine: Machine) -> Settled:
     if config.activation_checkpoint.policy != "budget":
         return Settled(config, workload, None)
     try:
-        found = planned(config, workload, machine)
+        found = planned(config, workload, machine, costs)
     except BptoolError:
         raise
     except Exception as error:
@@ -119,124 +118,32 @@ def with_plan(question: Question) -> Question:
     return replace(question, config=config, workload=workload, assumptions=(*question.assumptions, *chosen))
 
 
-def planned(config: Config, workload: Workload, machine: Machine) -> Planned:
+def planned(config: Config, workload: Workload, machine: Machine, costs: Costs | None = None) -> Planned:
     """The plan that fits `activation_checkpoint.budget`.
+
+    Args:
+        costs: of operations; None: estimated.
 
     Raises:
         BudgetTooSmall: even the most frugal plan holds more.
     """
-    settings = config.activation_checkpoint
+    costs = costs or Estimated(machine.gpu, config.precision.mode)
     blocks = list(workload.blocks(build_model(workload, torch.device("meta"), torch.float32)))
-    kinds = _alike(blocks, 1 if workload.of_depth is None else workload.period)
-    bench = _bench(config, workload, machine, kinds)
+    indices = _alike(blocks, 1 if workload.of_depth is None else workload.period)
+    bench = BlockBench.of(config, workload, machine, indices)
     seen = bench.step()
     alone = bench.alone(seen.calls)
     beyond = range(bench.n_blocks, len(blocks))
-    plain = {index: alone[kind[0]]["none"] for kind in kinds for index in kind}
+    plain = {index: alone[kind[0]]["none"] for kind in indices for index in kind}
     held = seen.held + sum(plain[index].held for index in beyond)
-    times = sum((plain[index].times for index in beyond), seen.times)
-    options = [Kind(tuple(kind), _options(alone[kind[0]])) for kind in kinds]
-    budget = parse_bytes(settings.budget)
-    if held + least_bytes(options) > budget:
-        raise _too_small(config, held + least_bytes(options))
-    plan = cheapest(options, budget - held)
+    times = sum((_times(plain[index].phases, costs) for index in beyond), _times(seen.phases, costs))
+    kinds = [Kind(tuple(kind), *_ways(alone[kind[0]], costs)) for kind in indices]
+    budget = parse_bytes(config.activation_checkpoint.budget)
+    if held + least_bytes(kinds) > budget:
+        raise _too_small(config, held + least_bytes(kinds))
+    plan = _to_the_byte(kinds, budget - held, lambda ways: bench.alone(seen.calls, ways))
     plan = replace(plan, n_bytes=held + plan.n_bytes)
-    return Planned(_with_plan(config, plan.policies), plan, budget, replace(times, again=plan.effort))
-
-
-Call = tuple[Any, Any]
-"""Positional and keyword arguments, with `_Shape` in the place of each tensor."""
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """A tensor to be made again."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    requires_grad: bool
-
-    def tensor(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, requires_grad=self.requires_grad)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One micro-batch of the whole model, nothing recomputed: bytes held when its forward ends, how hard its phases
-    were, and how some of the blocks were called."""
-
-    held: int
-    times: Times
-    calls: dict[int, Call]
-
-
-@dataclass(frozen=True)
-class _Alone:
-    """The same of one block, treated in some way; its input is among the bytes."""
-
-    held: int
-    times: Times
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """A model on fake tensors, no deeper than it takes to see one block of each kind.
-
-    Attributes:
-        representatives: for each kind, the index of its first block in the whole model, and of one that is here.
-    """
-
-    config: Config
-    workload: Workload
-    machine: Machine
-    n_blocks: int
-    representatives: dict[int, int]
-
-    @contextmanager
-    def _built(self) -> Iterator[tuple[TrainStep, MemoryLedger, Effort]]:
-        effort = Effort(_flops_per_byte(self.machine, self.config.precision.mode))
-        with self.machine.simulated() as ledger:
-            step = build_step(self.config, replace(self.workload, weight=one), _CPU, Announcer([ledger, effort]))
-            step.model.train()
-            with taken_for_unpacked(), effort:
-                yield step, ledger, effort
-
-    def step(self) -> _Seen:
-        """Run one micro-batch."""
-        calls: dict[int, Call] = {}
-        with self._built() as (step, ledger, effort):
-            blocks = self.workload.blocks(step.model)
-            for index, block in ((first, blocks[here]) for first, here in self.representatives.items()):
-                block.register_forward_pre_hook(partial(_note_call, calls, index), with_kwargs=True)
-            with step.announcer.phase("step"):
-                step.accumulate([step.workload.batch(torch.Generator())], [1])
-            return _Seen(_held_by_forward(ledger.trace()), _times(effort), calls)
-
-    def alone(self, calls: Mapping[int, Call]) -> dict[int, dict[BlockPolicy, _Alone]]:
-        """One block of each kind by itself, treated in each way."""
-        found: dict[int, dict[BlockPolicy, _Alone]] = {}
-        with self._built() as (step, ledger, effort):
-            blocks = self.workload.blocks(step.model)
-            for first, call in calls.items():
-                block = blocks[self.representatives[first]]
-                by_name: list[BlockPolicy] = [policy for policy in SUBLAYER_POLICIES if has_sublayers(block, policy)]
-                found[first] = {
-                    policy: _alone(block, policy, call, step, ledger, effort) for policy in (*_ALWAYS, *by_name)
-                }
-        return found
-
-
-def _bench(config: Config, workload: Workload, machine: Machine, kinds: list[list[int]]) -> _Bench:
-    """Where the workload can be had with fewer blocks, so few that each kind has one that is not the first or last."""
-    plain = override(eager_on_cpu(config), {"activation_checkpoint.policy": "none"})
-    n_blocks = sum(map(len, kinds))
-    enough = max(kind[0] for kind in kinds) + 3
-    if workload.of_depth is not None and enough < n_blocks:
-        plain = override(plain, {"model.n_layers": enough})
-        workload, n_blocks = transformer_workload(plain), enough
-    inner = {kind[0]: next((i for i in kind if 0 < i < n_blocks), kind[0]) for kind in kinds}
-    return _Bench(plain, workload, replace(machine, fake=True), n_blocks, inner)
+    return Planned(with_blocks(config, plan.policies), plan, budget, replace(times, again=plan.effort), costs.basis)
 
 
 def _alike(blocks: Sequence[nn.Module], period: int) -> list[list[int]]:
@@ -248,74 +155,82 @@ def _alike(blocks: Sequence[nn.Module], period: int) -> list[list[int]]:
     return list(kinds.values())
 
 
-def _note_call(calls: dict[int, Call], index: int, module: nn.Module, args: Any, kwargs: Any) -> None:
-    def shape(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return _Shape(tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.requires_grad)
-
-    calls[index] = tree_map(shape, (args, kwargs))
+def _times(phases: Phases, costs: Costs) -> Times:
+    forward, backward, again = (total(costs, phases.get(name, ())) for name in ("forward", "backward", "recompute"))
+    return Times(forward, backward, again)
 
 
-def _alone(
-    block: nn.Module, policy: BlockPolicy, call: Call, step: TrainStep, ledger: MemoryLedger, effort: Effort
-) -> _Alone:
-    before = {module: module.__dict__.get("forward") for module in block.modules()}
-    given = tree_map(lambda leaf: leaf.tensor() if isinstance(leaf, _Shape) else leaf, call)
-    since = len(ledger.trace().events)
-    effort.by_phase.clear()
-    apply([block], ActivationCheckpointSettings(policy=policy), step.announcer)
-    try:
-        with step.announcer.phase("forward"), step.precision.autocast():
-            # Its input is the block's to keep, or not; angles and masks are there anyway.
-            args, kwargs = tree_map(lambda leaf: leaf.clone() if _has_gradient(leaf) else leaf, given)
-            outputs = [leaf for leaf in tree_leaves(block(*args, **kwargs)) if _has_gradient(leaf)]
-            # A sum's backward needs no tensor. Where nothing of the block is trained there is none.
-            total = sum((output.sum().float() for output in outputs), torch.zeros(()))
-            del args, kwargs, outputs
-        held = total_bytes([a for a in ledger.trace().live_at(sys.maxsize) if a.born >= since]) - total.nbytes
-        with step.announcer.phase("backward"):
-            if total.requires_grad:
-                total.backward()
-    finally:
-        step.optimizers.zero_grad()
-        for module, forward in before.items():
-            module.__dict__.pop("forward", None) if forward is None else setattr(module, "forward", forward)
-    return _Alone(held, _times(effort))
-
-
-def _times(effort: Effort) -> Times:
-    return Times(effort.by_phase["forward"], effort.by_phase["backward"], effort.by_phase["recompute"])
-
-
-def _has_gradient(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.requires_grad
-
-
-def _held_by_forward(trace: MemoryTrace) -> int:
-    forward = trace.events_of(0, "forward")
-    live = trace.live_at(int(forward[-1]))
-    return total_bytes([a for a in live if a.born >= forward[0] and a.phase == "forward"])
-
-
-def _options(alone: Mapping[BlockPolicy, _Alone]) -> tuple[Option, ...]:
+def _ways(alone: Mapping[BlockPolicy, Alone], costs: Costs) -> tuple[tuple[Option, ...], Selection]:
+    """The ways to treat a block, by what it holds more than where nothing is computed again."""
     plain = alone["none"].held
-    return tuple(Option(policy, figures.held - plain, figures.times.again) for policy, figures in alone.items())
+    options = tuple(
+        Option(policy, figures.held - plain, total(costs, figures.phases.get("recompute", ())))
+        for policy, figures in alone.items()
+    )
+    return options, _selection(alone["full"], plain, costs)
 
 
-def _with_plan(config: Config, policies: list[BlockPolicy] | tuple[BlockPolicy, ...]) -> Config:
-    """A plan that treats all alike is that policy, which is simulated sooner."""
-    if len(set(policies)) == 1:
+def _selection(full: Alone, plain: int, costs: Costs) -> Selection:
+    """Of a block that is recomputed: each of its results but those that no recomputation gets to."""
+    forward, again = full.phases.get("forward", ()), full.phases.get("recompute", ())
+    counting = [operation for operation in forward if nature(operation.func).counts]
+    numbered = Numbering()
+    names = [numbered(operation.func) for operation in counting]
+    reached = sum(nature(operation.func).counts for operation in again)
+    results = [
+        Result(
+            name,
+            operation.result_bytes,
+            costs.of(operation) if place < reached else 0.0,
+            nature(operation.func).draws_with(operation.call[0]),
+        )
+        for place, (name, operation) in enumerate(zip(names, counting, strict=True))
+        if not (nature(operation.func).in_place or operation.overwritten)
+    ]
+    watching = costs.of_watching() * (len(forward) + len(again))
+    known = {_chosen(chooser(), counting, names): policy for policy, chooser in CHOOSERS.items()}
+    return Selection(full.held - plain, total(costs, again) + watching, tuple(results), known)
+
+
+def _chosen(chooser: Chooser, operations: Sequence[Operation], names: Sequence[str]) -> frozenset[str]:
+    return frozenset(name for name, operation in zip(names, operations, strict=True) if chooser(operation.func))
+
+
+def _to_the_byte(kinds: Sequence[Kind], room: int, weigh: Weigh) -> Plan:
+    """The cheapest plan for that room; what its blocks hold is counted, where it was added up from single results."""
+    if room >= 0:  # of what blocks hold more than where nothing is computed again
+        return Plan(("none",) * sum(len(kind.blocks) for kind in kinds), 0, 0.0, 0.0)
+    less = 0
+    for _ in range(_ATTEMPTS):
+        if least_bytes(kinds) > room - less:
+            break
+        plan = cheapest(kinds, room - less)
+        n_bytes = _counted(kinds, plan, weigh)
+        if n_bytes <= room:
+            return replace(plan, n_bytes=n_bytes)
+        less += n_bytes - room
+    return cheapest([Kind(kind.blocks, kind.options) for kind in kinds], room)
+
+
+def _counted(kinds: Sequence[Kind], plan: Plan, weigh: Weigh) -> int:
+    """What the plan's blocks hold, to the offset of the kinds' options."""
+    held = {kind.blocks[0]: {option.policy: option.n_bytes for option in kind.options} for kind in kinds}
+    unknown = {
+        kind.blocks[0]: sorted({plan.policies[block] for block in kind.blocks} - held[kind.blocks[0]].keys())
+        for kind in kinds
+    }
+    weighed = weigh({first: ["none", *own] for first, own in unknown.items()}) if any(unknown.values()) else {}
+    for first, alone in weighed.items():
+        held[first] |= {policy: figures.held - alone["none"].held for policy, figures in alone.items()}
+    return sum(held[kind.blocks[0]][plan.policies[block]] for kind in kinds for block in kind.blocks)
+
+
+def with_blocks(config: Config, policies: Sequence[BlockPolicy]) -> Config:
+    """The config with a plan of these; one that treats all alike is that policy, which is simulated sooner."""
+    if len(set(policies)) == 1 and policies[0] in BLOCK_POLICIES:
         return override(config, {"activation_checkpoint.policy": policies[0]})
     plan = write_plan(policies)
     return override(config, {"activation_checkpoint.policy": "plan", "activation_checkpoint.plan": plan})
-
-
-def _flops_per_byte(machine: Machine, mode: str) -> float:
-    if machine.gpu is None:
-        return _CPU_FLOPS_PER_BYTE
-    rate = {"fp32": "fp32", "tf32": "tf32"}.get(mode, "bf16")
-    return machine.gpu.flops_per_s[rate] / _GPU_BYTES_PER_S
 
 
 def _too_small(config: Config, least: int) -> BudgetTooSmall:

@@ -15,9 +15,10 @@ from typing import ClassVar
 import torch
 
 from bptool import __version__
-from bptool.analysis.activation_budget import settled
+from bptool.analysis.kept_plan import settled_once
 from bptool.analysis.machine import machine_named
 from bptool.analysis.memory.fit import PeakPrediction, check_fit, check_state_fits, memory_errors
+from bptool.analysis.operation_costs import Estimated, Measured
 from bptool.analysis.question import Question
 from bptool.analysis.result import Result
 from bptool.config.schema import Config
@@ -193,7 +194,11 @@ class Trainer:
 
     def _settle_budget(self) -> None:
         """From here on the config has a plan where it had a budget for activations."""
-        self.config, workload, planned = settled(self.config, self._material.workload, self._machine)
+        costs = Measured(self._device, Estimated(self._machine.gpu, self.config.precision.mode))
+        folder, resumed = self._opened.folder, self._opened.resumed
+        self.config, workload, planned = settled_once(
+            folder, self.config, self._material.workload, self._machine, costs, resumed=resumed
+        )
         self._material = replace(self._material, workload=workload)
         if planned:
             self._note(planned.sentence)

@@ -1,20 +1,31 @@
-"""A plan of what each block keeps for its backward, in text: `20*full+6*save_matmuls`, from the first block on."""
+"""A plan of what each block keeps for its backward, in text: `20*full+6*save_matmuls`, from the first block on.
+
+A block that keeps the results of single operations lists them: `save:attention-1.mm-1-2-4` keeps those of its first
+fused attention and of its first, second and fourth `mm`, and computes the rest again. Names are PyTorch's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from itertools import groupby
 from typing import Literal, get_args
 
 from bptool.errors import nearest
 
-BlockPolicy = Literal[
+NamedPolicy = Literal[
     "none", "full", "attention", "mlp", "save_matmuls", "save_every_other_matmul", "save_attention", "offload"
 ]
-"""What one block does; those of `activation_checkpoint.policy` that need no other key."""
+"""Those of `activation_checkpoint.policy` that need no other key."""
 
-BLOCK_POLICIES: tuple[BlockPolicy, ...] = get_args(BlockPolicy)
-"""All of them."""
+BlockPolicy = str
+"""What one block does: a `NamedPolicy`, or `save:` and the operations whose results it keeps."""
+
+BLOCK_POLICIES: tuple[NamedPolicy, ...] = get_args(NamedPolicy)
+"""Those that have a name."""
+
+_SAVE = "save:"
+_OPERATIONS = re.compile(r"([A-Za-z_]\w*)((?:-[1-9]\d*)+)")
 
 
 def parse_plan(text: str) -> list[BlockPolicy]:
@@ -27,7 +38,9 @@ def parse_plan(text: str) -> list[BlockPolicy]:
     for term in text.split("+"):
         count, times, word = term.rpartition("*")
         word, count = word.strip(), count.strip()
-        if word not in BLOCK_POLICIES:
+        if word.startswith(_SAVE):
+            word = write_saved(saved_operations(word))
+        elif word not in BLOCK_POLICIES:
             known = ", ".join(BLOCK_POLICIES)
             raise ValueError(f"'{word}' is none of {known}{nearest(word, BLOCK_POLICIES)}")
         if times and not (count.isascii() and count.isdigit() and int(count) > 0):
@@ -39,3 +52,26 @@ def parse_plan(text: str) -> list[BlockPolicy]:
 def write_plan(plan: Iterable[BlockPolicy]) -> str:
     """The shortest text of a plan."""
     return "+".join(f"{len(list(group))}*{policy}" for policy, group in groupby(plan))
+
+
+def saved_operations(policy: BlockPolicy) -> frozenset[str]:
+    """The operations that `save:attention-1.mm-1-2` lists: `attention-1`, `mm-1` and `mm-2`.
+
+    Raises:
+        ValueError: it lists none.
+    """
+    found: set[str] = set()
+    for part in policy.removeprefix(_SAVE).split("."):
+        match = _OPERATIONS.fullmatch(part.strip())
+        if match is None:
+            raise ValueError(f"'{policy}' lists no operations; write them as in save:attention-1.mm-1-2-4")
+        found |= {f"{match[1]}-{number}" for number in match[2].split("-")[1:]}
+    return frozenset(found)
+
+
+def write_saved(operations: Collection[str]) -> BlockPolicy:
+    """The shortest policy that keeps their results."""
+    numbers: dict[str, list[int]] = {}
+    for name, _, number in (operation.rpartition("-") for operation in operations):
+        numbers.setdefault(name, []).append(int(number))
+    return _SAVE + ".".join("-".join([name, *map(str, sorted(own))]) for name, own in sorted(numbers.items()))

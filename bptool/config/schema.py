@@ -173,7 +173,8 @@ class ActivationCheckpointSettings(Section):
     budget: str = ""
     """budget: all that a micro-batch's forward may hold for its backward when it ends, the loss's part too: `4GiB`."""
     plan: str = ""
-    """plan: each block's policy, from the first block on, such as `20*full+4*save_matmuls+2*none`."""
+    """plan: each block's policy, from the first block on, such as `20*full+4*save_matmuls+2*none`; a block that keeps
+    the results of single operations lists them, `save:attention-1.mm-1-2`."""
 
     @model_validator(mode="after")
     def _budget_is_one(self) -> Self:

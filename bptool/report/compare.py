@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bptool.analysis.compare.answers import memory, needed_bytes
 from bptool.analysis.compare.result import CompareResult, CompareRow
+from bptool.report.compare_points import edge
 from bptool.report.scale import SECOND_UNITS, Scale, Units, scale_of
 from bptool.report.table import labelled, sentence, table
 from bptool.report.text import next_commands
@@ -106,7 +107,7 @@ def _costs(result: CompareResult, width: int) -> str:
     """What each row costs: one unit a column."""
     bytes_in = scale_of(max((memory(row) or 0 for row in result.rows), default=0), _BYTE_UNITS)
     seconds_in = scale_of(max((_seconds(result, row) or 0 for row in result.rows), default=0), SECOND_UNITS)
-    predicts = result.mode == "predict"
+    predicts, besides = result.mode == "predict", _on_front_besides(result)
     columns: list[tuple[str, Callable[[int, CompareRow], str]]] = [
         ("settings", lambda i, row: _numbered(result, i)),
         (f"peak {bytes_in.unit}", lambda i, row: _in(bytes_in, memory(row))),
@@ -118,7 +119,7 @@ def _costs(result: CompareResult, width: int) -> str:
         ("x", lambda i, row: _ratio(row, "")),
         (f"{result.unit}/s", lambda i, row: "" if row.tokens_per_s is None else format_count(row.tokens_per_s)),
         ("again", lambda i, row: "" if row.recompute_flops_share is None else f"{row.recompute_flops_share:.1%}"),
-        ("front", lambda i, row: standing(result, row)),
+        ("front", lambda i, row: standing(result, row) + ("*" if i in besides else "")),
     ]
     cells = [
         [name for name, _ in columns],
@@ -133,12 +134,19 @@ def _numbered(result: CompareResult, i: int) -> str:
 
 
 def standing(result: CompareResult, row: CompareRow) -> str:
-    """Where a row stands: on the front, behind others, or not among them."""
+    """Where a row stands: on the front, behind others, or not among them; the best one may be behind by a hair."""
+    behind = "by " + ", ".join(str(other + 1) for other in row.dominated_by) if row.dominated_by else ""
+    if result.best and result.rows[result.best.row] is row:
+        return ", ".join(filter(None, ("best", behind)))
     if row.on_front:
-        return "best" if result.best and result.rows[result.best.row] is row else "front"
-    if row.dominated_by:
-        return "by " + ", ".join(str(other + 1) for other in row.dominated_by)
-    return "" if row.status == "ok" else row.status.replace("_", " ")
+        return "front"
+    return behind or ("" if row.status == "ok" else row.status.replace("_", " "))
+
+
+def _on_front_besides(result: CompareResult) -> set[int]:
+    """Rows of the front that another row of it matches in both memory and time."""
+    plain = {i for i, row in enumerate(result.rows) if row.on_front and standing(result, row) == "front"}
+    return plain - edge(result) if edge(result) else set()
 
 
 def _in(scale: Scale, value: float | None) -> str:
@@ -190,7 +198,7 @@ def _learning(result: CompareResult, width: int) -> list[str]:
         losses = ["" if loss is None else f"{loss:.4f}" for loss in (row.first_loss, row.final_loss)]
         if any([*figures, *losses]):
             rows.append([_numbered(result, i), *figures, *losses])
-    return [table(rows, width=width, right=(1, 3, 4, 5), leave_out=[(4,)])] if len(rows) > 1 else []
+    return [table(rows, width=width, right=(1, 3, 4, 5), leave_out=[(4,), (3,), (2,)])] if len(rows) > 1 else []
 
 
 def _error(value: float | None) -> str:
@@ -213,6 +221,10 @@ def _legend(result: CompareResult, width: int) -> list[str]:
         words.append(f"by 2: row 2 is no worse in {_compared(result)}, and better in one")
         if result.mode == "measure":
             words.append("a time is shorter where that is significant, or 5% and more; an error is less by 5% and more")
+    if _on_front_besides(result):
+        words.append(
+            "front*: another row of the front is as small and as fast, but its gradient error is larger, or ties"
+        )
     if result.mode == "predict":
         words.append("gradient errors are not known before rows are run")
     if result.gradient_reference:

@@ -144,7 +144,7 @@ def _scatter(result: CompareResult, shown: Plane) -> Element:
             x_label=shown.time,
             y_label=shown.memory,
             kinds=_kinds(points),
-            remarks=["on the front but not joined: for the gradient error"] if front > len(corners) else [],
+            remarks=["on the front but not joined: for its gradient error"] if front > len(corners) else [],
             limit=(limit, f"limit {format_bytes(limit)}") if limit else None,
             hint="Point at a row to see its settings and figures.",
         )

@@ -81,13 +81,18 @@ def plane(result: CompareResult) -> Plane:
 def staircase(points: Sequence[Point]) -> list[Point]:
     """Those on the front by time, each with less memory than all before it: the front's edge in the picture.
 
-    The others of the front are on it for their gradient error, which the picture does not show.
+    The others of the front are on it for their gradient error, which the picture does not show, or as good as tie.
     """
     found: list[Point] = []
     for point in sorted((p for p in points if p.on_front), key=lambda p: (p.seconds, p.n_bytes)):
         if not found or point.n_bytes < found[-1].n_bytes:
             found.append(point)
     return found
+
+
+def edge(result: CompareResult) -> set[int]:
+    """The rows of the front that no other row of it matches in both memory and time."""
+    return {point.row for point in staircase(plane(result).points)}
 
 
 def _memory(result: CompareResult, row: CompareRow, total: bool) -> int | None:

@@ -16,6 +16,8 @@ from bptool.report.scale import SECOND_UNITS
 from bptool.units import format_bytes
 
 _BEST, _FRONT, _OTHER = ("◆", "bold green"), ("●", "bold blue"), ("○", "bright_black")
+_BESIDES = ("◐", "bold blue")
+"""On the front, though not on its edge in the picture."""
 _LIMIT, _STAIRS = ("╌", "red"), "blue"
 _COLUMNS_A_TICK = 14
 
@@ -60,8 +62,10 @@ def scatter(result: CompareResult, *, width: int, height: int = 16, colored: boo
     canvas = _Canvas(columns, height)
     places = {p.row: _place(p, memory, time, canvas) for p in shown.points}
     _draw_limit(canvas, shown, memory)
-    _draw_stairs(canvas, [places[p.row] for p in staircase(shown.points)])
-    unnumbered = _draw_points(canvas, shown.points, places)
+    stairs = staircase(shown.points)
+    _draw_stairs(canvas, [places[p.row] for p in stairs])
+    looks = {p.row: _look(p, joined=not stairs or p in stairs) for p in shown.points}
+    unnumbered = _draw_points(canvas, shown.points, places, looks)
     labels = {_down(tick.value, memory, height): tick.label for tick in memory.ticks}
     lines = [Text(shown.memory)]
     for line in range(height):
@@ -107,7 +111,9 @@ def _draw_stairs(canvas: _Canvas, places: Sequence[_Place]) -> None:
             canvas.draw(_Place(between, right), "│", _STAIRS)
 
 
-def _draw_points(canvas: _Canvas, points: Sequence[Point], places: dict[int, _Place]) -> list[str]:
+def _draw_points(
+    canvas: _Canvas, points: Sequence[Point], places: dict[int, _Place], looks: dict[int, tuple[str, str]]
+) -> list[str]:
     """Marks and numbers, the most important above. Those that share a character share the numbers' place.
 
     Returns:
@@ -118,7 +124,7 @@ def _draw_points(canvas: _Canvas, points: Sequence[Point], places: dict[int, _Pl
         groups.setdefault(places[point.row], []).append(point)
     taken = set(groups)
     for place, group in groups.items():
-        canvas.draw(place, *_look(group[0]))
+        canvas.draw(place, *looks[group[0].row])
     unnumbered: list[str] = []
     for place, group in groups.items():
         numbers = ",".join(point.number for point in group)
@@ -129,7 +135,7 @@ def _draw_points(canvas: _Canvas, points: Sequence[Point], places: dict[int, _Pl
             unnumbered += [point.number for point in group]
             continue
         taken |= _covered(spot, len(numbers))
-        canvas.draw(spot, numbers, _look(group[0])[1])
+        canvas.draw(spot, numbers, looks[group[0].row][1])
     return sorted(unnumbered, key=int)
 
 
@@ -137,8 +143,10 @@ def _rank(point: Point) -> tuple[bool, bool, int]:
     return not point.is_best, not point.on_front, point.row
 
 
-def _look(point: Point) -> tuple[str, str]:
-    return _BEST if point.is_best else _FRONT if point.on_front else _OTHER
+def _look(point: Point, *, joined: bool) -> tuple[str, str]:
+    if point.is_best:
+        return _BEST
+    return _OTHER if not point.on_front else _FRONT if joined else _BESIDES
 
 
 def _beside(place: _Place, length: int) -> Iterator[_Place]:
@@ -179,10 +187,10 @@ def _legend(shown: Plane, unnumbered: Sequence[str], width: int) -> list[Text]:
     entries = []
     if any(point.is_best for point in shown.points):
         entries.append(Text.assemble(_BEST, " the fastest that fits"))
-    if any(not point.is_best for point in front):
+    if any(not point.is_best for point in joined or front):
         entries.append(Text.assemble(_FRONT, " on the front"))
-    if len(front) > len(joined) > 0:
-        entries.append(Text.assemble(_FRONT, " not joined: for its gradient error"))
+    if joined and any(point not in joined and not point.is_best for point in front):
+        entries.append(Text.assemble(_BESIDES, " on the front for its gradient error"))
     if len(front) < len(shown.points):
         entries.append(Text.assemble(_OTHER, " dominated"))
     if shown.limit_bytes is not None:

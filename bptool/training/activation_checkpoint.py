@@ -14,27 +14,28 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bptool.config.block_plan import BlockPolicy, parse_plan, write_plan
+from bptool.config.block_plan import BlockPolicy, NamedPolicy, parse_plan, saved_operations, write_plan
 from bptool.config.schema import ActivationCheckpointSettings
 from bptool.errors import TargetError
 from bptool.training.instrument import Announcer
 from bptool.training.offload import offloading
-from bptool.training.selective import Attention, Chooser, Matmuls, selective_contexts
+from bptool.training.selective import Attention, Chooser, Matmuls, Named, selective_contexts
 
 Contexts = tuple[AbstractContextManager[object], AbstractContextManager[object]]
 """Of a forward and of its recomputation."""
 
-_CHOOSERS: dict[BlockPolicy, Callable[[], Chooser]] = {
+CHOOSERS: dict[NamedPolicy, Callable[[], Chooser]] = {
     "save_matmuls": Matmuls,
     "save_every_other_matmul": partial(Matmuls, every=2),
     "save_attention": Attention,
 }
-_SUBLAYERS: dict[BlockPolicy, re.Pattern[str]] = {
+"""What the policies that save by operation save."""
+_SUBLAYERS: dict[NamedPolicy, re.Pattern[str]] = {
     "attention": re.compile(r"attention|attn", re.IGNORECASE),
     "mlp": re.compile(r"mlp|feed_?forward|ffn|(^|_|layer)ff$|moe|experts", re.IGNORECASE),
 }
 """What a block's module is called, by its name or its class, in the models of this world."""
-SUBLAYER_POLICIES: tuple[BlockPolicy, ...] = tuple(_SUBLAYERS)
+SUBLAYER_POLICIES: tuple[NamedPolicy, ...] = tuple(_SUBLAYERS)
 """Those that a block may be too foreign for."""
 _NOT_NAMED = re.compile(r"norm|(^|_)ln|drop", re.IGNORECASE)
 _NOT_OF_CLASS = re.compile(r"(norm|dropout)$", re.IGNORECASE)
@@ -92,23 +93,30 @@ def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, a
         PolicyUnfit: the policy is for sublayers, and none of the blocks has one.
     """
     policies = block_policies(len(blocks), settings)
-    for policy in SUBLAYER_POLICIES:
-        chosen = [block for block, one in zip(blocks, policies, strict=True) if one == policy]
-        if chosen and not any(has_sublayers(block, policy) for block in chosen):
-            raise _no_sublayer(chosen[0], policy)
+    for kind in SUBLAYER_POLICIES:
+        chosen = [block for block, policy in zip(blocks, policies, strict=True) if policy == kind]
+        if chosen and not any(has_sublayers(block, kind) for block in chosen):
+            raise _no_sublayer(chosen[0], kind)
     for block, policy in zip(blocks, policies, strict=True):
         match policy:
             case "none":
                 pass
-            case "attention" | "mlp":
-                for module in _sublayers(block, policy):
+            case "attention" | "mlp" as sublayer:
+                for module in _sublayers(block, sublayer):
                     _recompute(module, announcer, _nothing)
             case "full":
                 _recompute(block, announcer, _nothing)
             case "offload":
                 block.forward = offloading(block, block.forward)
             case _:
-                _recompute(block, announcer, partial(selective_contexts, _CHOOSERS[policy]))
+                _recompute(block, announcer, partial(selective_contexts, _chooser(policy)))
+
+
+def _chooser(policy: BlockPolicy) -> Callable[[], Chooser]:
+    for name, chooser in CHOOSERS.items():
+        if policy == name:
+            return chooser
+    return partial(Named, saved_operations(policy))
 
 
 def _nothing() -> Contexts:
@@ -116,7 +124,7 @@ def _nothing() -> Contexts:
     return nullcontext(), nullcontext()
 
 
-def has_sublayers(block: nn.Module, policy: BlockPolicy) -> bool:
+def has_sublayers(block: nn.Module, policy: NamedPolicy) -> bool:
     """Whether the block has a module that the policy, `attention` or `mlp`, is about."""
     return bool(_sublayers(block, policy))
 
@@ -137,7 +145,7 @@ def _phase(announcer: Announcer, recomputation: AbstractContextManager[object]) 
         yield
 
 
-def _sublayers(block: nn.Module, policy: BlockPolicy) -> list[nn.Module]:
+def _sublayers(block: nn.Module, policy: NamedPolicy) -> list[nn.Module]:
     """The outermost modules of the block that are what the policy recomputes."""
     found: list[nn.Module] = []
     for name, child in block.named_children():
@@ -150,7 +158,7 @@ def _sublayers(block: nn.Module, policy: BlockPolicy) -> list[nn.Module]:
     return found
 
 
-def _no_sublayer(block: nn.Module, policy: BlockPolicy) -> PolicyUnfit:
+def _no_sublayer(block: nn.Module, policy: NamedPolicy) -> PolicyUnfit:
     names = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children()) or "nothing"
     return PolicyUnfit(
         f"activation_checkpoint.policy={policy}: no module of a {type(block).__name__} is called so; it has {names}",

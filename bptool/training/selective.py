@@ -1,19 +1,24 @@
 """Selective recomputation: which operations of a block keep their results, so that the backward computes the rest.
 
-PyTorch's `create_selective_checkpoint_contexts` asks for each operation, in the forward (and in PyTorch 2.11 in the
-recomputation once more, in the same order).
+PyTorch's `create_selective_checkpoint_contexts` does so too; what it asks itself for each operation took a small model
+three times as long as what is recomputed. Here it is asked once: in the forward, of operations that compute something.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext, create_selective_checkpoint_contexts
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
+from torch.utils._pytree import tree_map  # what torch itself nests tensors with
+from torch.utils.checkpoint import SAC_IGNORED_OPS
 
-from bptool.errors import UsageError
+from bptool.errors import TargetError, UsageError
 from bptool.model.grouped import GROUPED_LINEAR
 
 _aten = torch.ops.aten
@@ -39,11 +44,15 @@ _MATMULS = frozenset(
     }
 )
 
+Operator = torch._ops.OpOverload
+Chooser = Callable[[Operator], bool]
+"""Whether an operation's result is saved; asked for each of a block in turn, but for views."""
+
 
 class Attention:
     """Saves the result of fused attention alone; attention that is written out has no such operation."""
 
-    def __call__(self, func: torch._ops.OpOverload) -> bool:
+    def __call__(self, func: Operator) -> bool:
         """Whether this operation, the block's next, is saved."""
         return func in _ATTENTION
 
@@ -58,7 +67,7 @@ class Matmuls(Attention):
     def __init__(self, every: int = 1) -> None:
         self._every, self._count = every, 0
 
-    def __call__(self, func: torch._ops.OpOverload) -> bool:
+    def __call__(self, func: Operator) -> bool:
         """Whether this operation, the block's next, is saved."""
         if func not in _MATMULS:
             return super().__call__(func)
@@ -66,8 +75,68 @@ class Matmuls(Attention):
         return self._count % self._every == 1 % self._every
 
 
-Chooser = Callable[[torch._ops.OpOverload], bool]
-"""Whether an operation's result is saved; asked for each in turn."""
+class Numbering:
+    """Names a block's operations in turn: `mm-1`, `mm-2`, `attention-1` ..., the same on every device."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def __call__(self, func: Operator) -> str:
+        """The name of this operation, the block's next."""
+        name = nature(func).name
+        self._counts[name] += 1
+        return f"{name}-{self._counts[name]}"
+
+
+class Named:
+    """Saves the results of operations that are listed by their names.
+
+    Args:
+        names: as `Numbering` gives them; those that a block has not are saved nowhere.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names, self._numbered = names, Numbering()
+
+    def __call__(self, func: Operator) -> bool:
+        """Whether this operation, the block's next, is saved."""
+        return self._numbered(func) in self._names
+
+
+class Nature(NamedTuple):
+    """What an operation is.
+
+    Attributes:
+        name: PyTorch's, `attention` for all that are fused attention.
+        counts: whether it computes something: neither a view, nor a question about a tensor.
+        in_place: whether it writes into what it is given.
+        dropout: the argument that says whether it draws random numbers, if it is one that may; None: `draws` says it.
+    """
+
+    name: str
+    counts: bool
+    in_place: bool
+    dropout: int | None
+    draws: bool
+
+    def draws_with(self, args: tuple[Any, ...]) -> bool:
+        """Whether it draws random numbers, of which attention without dropout is tagged as capable."""
+        if self.dropout is not None:
+            return len(args) > self.dropout and bool(args[self.dropout])
+        return self.draws
+
+
+@cache
+def nature(func: Operator) -> Nature:
+    """Of an operation; it is asked for each that runs."""
+    dropout = _ATTENTION.get(func)
+    return Nature(
+        name=func.overloadpacket.__name__ if dropout is None else "attention",
+        counts=not (func.is_view or func in SAC_IGNORED_OPS),
+        in_place=func._schema.is_mutable,
+        dropout=dropout,
+        draws=torch.Tag.nondeterministic_seeded in func.tags,
+    )
 
 
 def selective_contexts(
@@ -78,43 +147,114 @@ def selective_contexts(
     Args:
         chooser: makes a new one.
     """
-    contexts: tuple[AbstractContextManager[object], AbstractContextManager[object]]
-    contexts = create_selective_checkpoint_contexts(Policy(chooser))
-    return contexts
+    first = _First(chooser())
+    return first, _Again(first)
 
 
-class Policy:
-    """A chooser that keeps random numbers in step, as PyTorch asks for it.
+class _Mode(TorchDispatchMode):
+    """Sees each operation that is run while it is entered."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch's wrapper against being compiled costs more than the mode."""
+        return False
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What is compiled inside of it stays compiled; to the mode it is no operation."""
+        return True
+
+
+class _First(_Mode):
+    """The forward: saves what is chosen.
 
     A saved operation is not run again, and draws no random numbers the second time. Where it drew some the first time
     (attention with dropout), what is drawn after it is saved as well.
+
+    Attributes:
+        run: the operations so far that count; `kept`: the results that were saved, by their places in it.
     """
 
-    def __init__(self, chooser: Callable[[], Chooser]) -> None:
-        self._choosers = {recompute: chooser() for recompute in (False, True)}
-        self._ahead = dict.fromkeys(self._choosers, False)
+    def __init__(self, chooser: Chooser) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.run: list[Operator] = []
+        self.kept: dict[int, Any] = {}
+        self._chooser, self._ahead = chooser, False
 
-    def __call__(
-        self, context: SelectiveCheckpointContext, func: torch._ops.OpOverload, *args: Any, **kwargs: Any
-    ) -> CheckpointPolicy:
-        """Whether the result of `func(*args, **kwargs)` is saved."""
-        again = bool(context.is_recompute)
-        saved = self._choosers[again](func)
-        if _draws(func, args):
-            saved = saved or self._ahead[again]
-            if saved and func.overloadpacket.__name__.endswith("_"):
+    def __torch_dispatch__(
+        self, func: Operator, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        known = nature(func)
+        if known.counts:
+            if self._saves(func, known, args):
+                self.kept[len(self.run)] = tree_map(_Kept, result)
+            self.run.append(func)
+        return result
+
+    def _saves(self, func: Operator, known: Nature, args: tuple[Any, ...]) -> bool:
+        saved = self._chooser(func)
+        if known.draws_with(args):
+            saved = saved or self._ahead
+            if saved and known.in_place:
                 raise UsageError(
                     f"selective recomputation cannot repeat the random numbers of {func}, which writes in place,"
                     " after attention with dropout",
                     "use activation_checkpoint.policy=full, or no dropout in attention",
                 )
-            self._ahead[again] = saved
-        return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
+            self._ahead = saved
+        return saved and not known.in_place
 
 
-def _draws(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
-    """Whether it draws random numbers, of which attention without dropout is tagged as capable."""
-    position = _ATTENTION.get(func)
-    if position is not None:
-        return len(args) > position and bool(args[position])
-    return torch.Tag.nondeterministic_seeded in func.tags
+class _Again(_Mode):
+    """The recomputation: what was saved is found, once; the rest is run."""
+
+    def __init__(self, first: _First) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._first, self._count = first, 0
+
+    def __torch_dispatch__(
+        self, func: Operator, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if nature(func).counts:
+            place, self._count = self._count, self._count + 1
+            if place >= len(self._first.run) or self._first.run[place] is not func:
+                _refuse_other_operations(func)
+            kept = self._first.kept.pop(place, None)
+            if kept is not None:
+                return tree_map(_Kept.tensor, kept, is_leaf=lambda leaf: isinstance(leaf, _Kept))
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+class _Kept:
+    """A part of a result, aside from autograd's own record of it, which would hold it and be held by it."""
+
+    __slots__ = ("_value", "_version")
+
+    def __init__(self, part: Any) -> None:
+        self._value, self._version = part, None
+        if isinstance(part, Tensor):
+            # As PyTorch's own does: views of it below autograd share its version counter.
+            with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+                self._value = part.detach()
+            self._version = part._version
+
+    def tensor(self) -> Any:
+        """What was saved.
+
+        Raises:
+            TargetError: something was written into it since.
+        """
+        if self._version is not None and self._value._version != self._version:
+            raise TargetError(
+                "selective recomputation: a saved result was written into by a later operation in place",
+                "use activation_checkpoint.policy=full, or an operation that is not in place",
+            )
+        return self._value
+
+
+def _refuse_other_operations(func: Operator) -> NoReturn:
+    raise TargetError(
+        f"selective recomputation: {func} is run at a place where the forward ran another operation, or none",
+        "a block that does not repeat itself cannot be recomputed: use activation_checkpoint.policy=none",
+    )

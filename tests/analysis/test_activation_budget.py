@@ -20,6 +20,7 @@ from bptool.analysis.memory.alternatives import nearest_fitting
 from bptool.analysis.memory.estimate import estimate, simulated
 from bptool.analysis.memory.fit import predict_peak
 from bptool.analysis.memory.simulation import simulate
+from bptool.analysis.operation_costs import Estimated, total
 from bptool.analysis.question import Question
 from bptool.config.block_plan import BlockPolicy
 from bptool.config.overrides import override
@@ -27,6 +28,7 @@ from bptool.config.schema import Config
 from bptool.errors import TargetError
 from bptool.gpus import gpu_named
 from bptool.instruments.memory_trace import total_bytes
+from bptool.instruments.operation_log import OperationLog
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
 from bptool.training.workload import Workload, transformer_workload
@@ -63,8 +65,8 @@ def held(config: Config, machine: Machine = THIS_CPU, workload: Workload | None 
 @pytest.mark.parametrize("machine", [THIS_CPU, pytest.param(A100, marks=pytest.mark.slow)], ids=["cpu", "a100"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, GPT, {"precision.mode": "bf16"}, EXPERTS, WINDOWS],
-    ids=["llama", "gpt", "bf16", "experts", "windows"],
+    [{}, GPT, {"precision.mode": "bf16"}, {"precision.mode": "bf16-mixed"}, EXPERTS, WINDOWS],
+    ids=["llama", "gpt", "bf16", "autocast", "experts", "windows"],
 )
 def test_the_plans_bytes_are_those_of_the_step(changes: dict[str, Any], machine: Machine) -> None:
     config = budgeted("1500KiB", changes)
@@ -90,6 +92,13 @@ def test_with_room_enough_nothing_is_recomputed_and_with_none_the_least_is_named
 POLICIES: list[BlockPolicy] = ["save_matmuls", "save_every_other_matmul", "save_attention", "attention", "mlp", "full"]
 
 
+class Arithmetic(Estimated):
+    """Without what it takes to ask which results are kept, which `effort_of` does not see."""
+
+    def of_watching(self) -> float:
+        return 0.0
+
+
 @pytest.mark.slow
 def test_no_policy_that_treats_all_blocks_alike_does_better() -> None:
     """Given exactly what such a policy holds, the plan is no dearer."""
@@ -97,21 +106,19 @@ def test_no_policy_that_treats_all_blocks_alike_does_better() -> None:
     for policy in POLICIES:
         uniform = override(config, {"activation_checkpoint.policy": policy})
         tight = override(config, {"activation_checkpoint.budget": str(held(uniform))})
-        found = plan_for(tight)
+        found = planned(tight, transformer_workload(tight), THIS_CPU, Arithmetic(None, "fp32"))
         assert found.plan.n_bytes <= held(uniform)
         assert found.plan.effort <= effort_of(uniform) * (1 + 1e-9)
 
 
 def effort_of(config: Config) -> float:
     """Of recomputation in the trainer's step on fake tensors, counted apart from the planner."""
-    from bptool.instruments.effort import Effort
-
-    effort = Effort(20.0)
+    log, costs = OperationLog(), Estimated(None, config.precision.mode)
     with THIS_CPU.simulated() as ledger:
-        step = build_step(config, replace(transformer_workload(config), weight=lambda b: 1), CPU, Announcer([effort]))
-        with effort, ledger.watching(step.model, step.optimizers):
+        step = build_step(config, replace(transformer_workload(config), weight=lambda b: 1), CPU, Announcer([log]))
+        with log, ledger.watching(step.model, step.optimizers):
             step.accumulate(random_batches(step, 1), [1])
-    return effort.by_phase["recompute"]
+    return total(costs, log.by_phase.get("recompute", ()))
 
 
 def test_a_users_model_is_planned_too() -> None:

@@ -1,13 +1,13 @@
 """A budget's plan beside the other policies and PyTorch's own budget, at the memory that each of them needs.
 
 For each rival the plan gets its bytes as its budget. Both are run in turns in one process: what is held when
-the forward ends is the allocator's own account, and seconds are the processor's, of forward and backward.
+the forward ends is the allocator's own account, and seconds are the processor's, of forward and backward: the fewest
+of several turns, as whatever else the machine does can only add some.
 """
 
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from step_seconds import config_of
 
 from bptool.analysis.activation_budget import settled
 from bptool.analysis.machine import THIS_CPU
+from bptool.analysis.operation_costs import Costs, Estimated, Measured
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.hardware import tune_cpu_allocator
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.benchmark
 POLICIES = ("none", "save_matmuls", "save_every_other_matmul", "save_attention", "attention", "mlp", "every_k", "full")
 SHARES = (0.5, 0.25, 0.1)
 """Of what is saved, as `torch._functorch.config.activation_memory_budget` has it."""
-TURNS = 7
+TURNS = 9
 CPU = torch.device("cpu")
 
 
@@ -46,8 +47,9 @@ class Contestant:
     seconds: list[float] = field(default_factory=list)
 
     @property
-    def median_s(self) -> float:
-        return statistics.median(self.seconds)
+    def best_s(self) -> float:
+        """Of the turn that was disturbed least."""
+        return min(self.seconds)
 
     def run(self) -> None:
         """Forward and backward of the same batch."""
@@ -96,10 +98,10 @@ def partitioned(config: Config, workload: Workload, backend: str) -> Contestant:
     return found
 
 
-def planned(config: Config, workload: Workload, budget_bytes: int) -> tuple[Contestant, str]:
+def planned(config: Config, workload: Workload, budget_bytes: int, costs: Costs) -> tuple[Contestant, str]:
     """And the plan in words."""
     changes = {"activation_checkpoint.policy": "budget", "activation_checkpoint.budget": f"{budget_bytes}B"}
-    plan = settled(override(config, changes), workload, THIS_CPU)
+    plan = settled(override(config, changes), workload, THIS_CPU, costs)
     chosen = plan.config.activation_checkpoint
     return contestant(plan.config, plan.workload), chosen.plan if chosen.policy == "plan" else chosen.policy
 
@@ -114,16 +116,16 @@ def take_turns(contestants: list[Contestant]) -> None:
             one.run()
 
 
-def compared(config: Config, name: str, rival: Contestant, plain: Contestant) -> None:
+def compared(config: Config, name: str, rival: Contestant, plain: Contestant, costs: Costs) -> None:
     """A line of the table: the rival beside the plan that had its bytes."""
     workload = transformer_workload(config)
     rival.weigh()
-    plan, text = planned(config, workload, rival.held_bytes)
+    plan, text = planned(config, workload, rival.held_bytes, costs)
     take_turns([plain, rival, plan])
-    over_rival, over_plain = rival.median_s / plain.median_s, plan.median_s / plain.median_s
+    over_rival, over_plain = rival.best_s / plain.best_s, plan.best_s / plain.best_s
     print(
         f"{name:<28}{rival.held_bytes / 2**20:>8.2f} MiB{plan.held_bytes / 2**20:>8.2f} MiB{over_rival:>8.3f}"
-        f"{over_plain:>10.3f}{plan.median_s / rival.median_s:>8.3f}   {text}",
+        f"{over_plain:>10.3f}{plan.best_s / rival.best_s:>8.3f}   {text}",
         flush=True,
     )
 
@@ -134,12 +136,13 @@ def test_beside_the_other_policies_and_pytorchs_budget() -> None:
     tune_cpu_allocator()
     config = config_of("small", 10, ["model.n_layers=4", "training.micro_batch_size=4"])
     workload = transformer_workload(config)
-    plain = contestant(config, workload)
+    plain, costs = contestant(config, workload), Measured(CPU, Estimated(None, "fp32"))
     print(f"\n{'':<28}{'held':>12}{'the plan':>12}{'time':>8}{'the plan':>10}{'ratio':>8}   plan")
     for policy in POLICIES:
         chosen = override(config, {"activation_checkpoint.policy": policy})
-        compared(config, policy, contestant(chosen, transformer_workload(chosen)), plain)
+        compared(config, policy, contestant(chosen, transformer_workload(chosen)), plain, costs)
     for backend in ("aot_eager", "inductor"):
         for share in SHARES:
             with pytorchs_budget(share):
-                compared(config, f"PyTorch's {share} ({backend})", partitioned(config, workload, backend), plain)
+                rival = partitioned(config, workload, backend)
+                compared(config, f"PyTorch's {share} ({backend})", rival, plain, costs)

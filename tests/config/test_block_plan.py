@@ -4,12 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bptool.config.block_plan import BLOCK_POLICIES, BlockPolicy, parse_plan, write_plan
+from bptool.config.block_plan import BLOCK_POLICIES, BlockPolicy, parse_plan, saved_operations, write_plan, write_saved
 from bptool.config.loading import parse_config
 from bptool.errors import ConfigError
 
+operations = st.sets(
+    st.sampled_from(["mm-1", "mm-2", "mm-12", "attention-1", "_softmax-3", "native_layer_norm-2"]), min_size=1
+)
+policies = st.one_of(st.sampled_from(BLOCK_POLICIES), operations.map(write_saved))
 
-@given(st.lists(st.sampled_from(BLOCK_POLICIES), min_size=1))
+
+@given(st.lists(policies, min_size=1))
 def test_what_is_written_is_read_again(plan: list[BlockPolicy]) -> None:
     assert parse_plan(write_plan(plan)) == plan
 
@@ -17,6 +22,11 @@ def test_what_is_written_is_read_again(plan: list[BlockPolicy]) -> None:
 def test_a_plan_by_hand() -> None:
     assert parse_plan("2*full + none+ 1*mlp") == ["full", "full", "none", "mlp"]
     assert write_plan(["full", "full", "none", "full"]) == "2*full+1*none+1*full"
+
+
+def test_operations_by_hand() -> None:
+    assert parse_plan("2*save:mm-2-1.attention-1") == ["save:attention-1.mm-1-2"] * 2
+    assert saved_operations("save:attention-1.mm-1-2") == {"attention-1", "mm-1", "mm-2"}
 
 
 def wrong(changes: dict[str, object]) -> str:
@@ -32,6 +42,9 @@ def wrong(changes: dict[str, object]) -> str:
         ("0*full", "'0' is no number of blocks"),
         ("x*full", "'x' is no number of blocks"),
         ("full+", "'' is none of"),
+        ("2*save:", "'save:' lists no operations; write them as in save:attention-1.mm-1-2-4"),
+        ("2*save:mm", "'save:mm' lists no operations"),
+        ("2*save:mm-0", "'save:mm-0' lists no operations"),
         ("3*full", r"is for 3 blocks, and model.n_layers = \d"),
     ],
 )

@@ -10,6 +10,7 @@ from compare_records import MODE, POLICY, gradient, header, prediction, run
 from bptool.analysis.compare.answers import compared
 from bptool.analysis.compare.entries import Entry
 from bptool.report.compare import render
+from bptool.report.scatter import scatter
 
 MIB = 2**20
 
@@ -115,3 +116,29 @@ def test_a_grid_without_figures_is_told() -> None:
     text = render(compared(header(2), []))
     assert "no row has figures to compare" in text
     assert "not run" in text
+
+
+def test_a_row_that_only_its_gradient_keeps_on_the_front_is_told_apart() -> None:
+    """Larger and slower, and closer to float64: in the table, its legend, and the picture."""
+    entries: list[Entry] = []
+    for row, (peak, seconds, error) in enumerate([(40, 1.0, 1e-3), (80, 1.5, 1e-7), (30, 2.0, 1e-3)]):
+        entries += [prediction(row, peak=peak * MIB), gradient(row, error)]
+        entries += [run(row, i, seconds, peak=peak * MIB) for i in range(3)]
+    result = compared(header(3), entries)
+    text = render(result, width=120)
+    assert [line(text, f"{n} ")[-1] for n in (1, 2, 3)] == ["front", "front*", "front"]
+    assert "front*: another row of the front is as small and as fast" in " ".join(text.split())
+    picture = scatter(result, width=90, colored=False)
+    assert set(re.findall(r"[●◐]\d", picture)) == {"●1", "◐2", "●3"}
+    assert "◐ on the front for its gradient error" in picture
+    plain = render(compared(header(3), measured()), width=120)
+    assert "front*" not in plain
+
+
+def test_the_fastest_that_fits_is_the_best_though_another_is_as_fast_by_chance_and_smaller() -> None:
+    entries: list[Entry] = []
+    for row, (peak, seconds) in enumerate([(80, (1.0, 1.04, 1.02)), (40, (1.01, 1.03, 1.04))]):
+        entries += [prediction(row, peak=peak * MIB), gradient(row, 1e-7)]
+        entries += [run(row, i, s, peak=peak * MIB) for i, s in enumerate(seconds)]
+    text = render(compared(header(2), entries, fit_bytes=100 * MIB), width=120)
+    assert [line(text, f"{n} ")[-1] for n in (1, 2)] == ["best, by 2", "front"]

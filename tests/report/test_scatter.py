@@ -98,7 +98,7 @@ def test_a_number_stands_beside_its_own_mark() -> None:
     """Each is next to the mark that stands where its row's figures are, to the nearest character."""
     result = small_comparison()
     lines = plot(drawn(result))
-    marks = [(y, x) for y, line in enumerate(lines) for x, sign in enumerate(line) if sign in "●◆○"]
+    marks = [(y, x) for y, line in enumerate(lines) for x, sign in enumerate(line) if sign in "●◐◆○"]
     by_memory = sorted(range(6), key=lambda i: -(result.rows[i].measured_peak_bytes or 0))
     assert [i + 1 for i in by_memory] == [1, 2, 5, 6, 3, 4]
     assert [int(re.findall(r"\d+", lines[y][x : x + 2])[0]) for y, x in marks] == [1, 2, 5, 6, 3, 4]
@@ -126,7 +126,7 @@ def test_the_legend_says_what_is_there() -> None:
 def test_a_limit_in_view_is_a_line() -> None:
     lines = plot(drawn(small_comparison()))
     (line,) = [y for y, text in enumerate(lines) if text.count("╌") > 40]
-    heights = {n: y for y, text in enumerate(lines) for n in re.findall(r"[●◆](\d)", text)}
+    heights = {n: y for y, text in enumerate(lines) for n in re.findall(r"[●◐◆](\d)", text)}
     assert heights["5"] < line <= heights["6"]
 
 

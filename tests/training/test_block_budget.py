@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import product
+from dataclasses import replace
+from itertools import combinations, product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptool.config.block_plan import BLOCK_POLICIES
-from bptool.training.block_budget import Kind, Option, Times, cheapest, least_bytes
+from bptool.training.block_budget import Kind, Option, Result, Selection, Times, cheapest, least_bytes
 
 sizes = st.one_of(st.integers(0, 40), st.integers(0, 2**40))
 efforts = st.integers(0, 10**4).map(float)  # no real one is a smaller part of another
@@ -36,6 +37,71 @@ def by_exhaustion(kinds: Sequence[Kind], budget: int) -> float:
     each = [kind.options for kind in kinds for _ in kind.blocks]
     fitting = (plan for plan in product(*each) if sum(option.n_bytes for option in plan) <= budget)
     return min(sum(option.effort for option in plan) for plan in fitting)
+
+
+results = st.lists(st.tuples(st.integers(0, 2**30), st.integers(0, 10**4), st.booleans()), max_size=4)
+
+
+@st.composite
+def selecting_models(draw: st.DrawFn) -> list[Kind]:
+    """Up to three blocks of up to two kinds, of which single results may be kept."""
+
+    def selection() -> Selection:
+        kept = [Result(f"op-{i + 1}", n, float(e), draws) for i, (n, e, draws) in enumerate(draw(results))]
+        own = draw(st.integers(0, 10**3))  # besides what is computed again
+        return Selection(draw(st.integers(0, 2**20)), own + sum(one.effort for one in kept), tuple(kept))
+
+    cut, count = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    groups = [group for group in (range(min(cut, count)), range(cut, count)) if group]
+    return [Kind(tuple(group), options_of(draw(several_options)), selection()) for group in groups]
+
+
+def all_options(kind: Kind) -> list[Option]:
+    """Every choice of results among them, but those that random numbers forbid."""
+    found = list(kind.options)
+    if kind.selection is None:
+        return found
+    of, results = kind.selection, kind.selection.results
+    for chosen in (set(c) for r in range(len(results) + 1) for c in combinations(range(len(results)), r)):
+        drawing = [place for place, result in enumerate(results) if result.draws]
+        first = min((place for place in drawing if place in chosen), default=len(results))
+        if all(place in chosen for place in drawing if place > first):
+            n_bytes = of.n_bytes + sum(results[place].n_bytes for place in chosen)
+            found.append(Option("chosen", n_bytes, of.effort - sum(results[place].effort for place in chosen)))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(selecting_models(), st.floats(0, 1))
+def test_no_choice_of_results_is_cheaper(kinds: list[Kind], share: float) -> None:
+    each = [all_options(kind) for kind in kinds]
+    most = sum(len(kind.blocks) * max(o.n_bytes for o in own) for kind, own in zip(kinds, each, strict=True))
+    least = least_bytes(kinds)
+    budget = least + int((most - least) * share)
+    plan = cheapest(kinds, budget)
+    best = by_exhaustion([Kind(kind.blocks, tuple(own)) for kind, own in zip(kinds, each, strict=True)], budget)
+    assert plan.n_bytes <= budget
+    assert plan.effort <= best * (1 + 1e-9) + 1e-9
+    assert plan.effort * (1 - plan.gap) <= best * (1 + 1e-9) + 1e-9
+
+
+def test_a_choice_by_hand() -> None:
+    """Room for 7 bytes in two blocks: the result that spares most for its bytes in both, then the other one once."""
+    selection = Selection(0, 10.0, (Result("mm-1", 2, 5.0), Result("mm-2", 3, 4.0), Result("add-1", 9, 1.0)))
+    plan = cheapest([Kind((0, 1), (Option("none", 20, 0.0),), selection)], 7)
+    assert (plan.policies, plan.n_bytes) == (("save:mm-1", "save:mm-1-2"), 7)
+    assert plan.effort == 20.0 - 5 - 5 - 4
+    named = replace(selection, known={frozenset({"mm-1"}): "save_matmuls"})
+    assert cheapest([Kind((0,), (), named)], 2).policies == ("save_matmuls",)
+    assert cheapest([Kind((0,), (), named)], 0).policies == ("full",)
+
+
+def test_what_draws_after_a_result_that_drew_is_kept_with_it() -> None:
+    selection = Selection(
+        0, 9.0, (Result("attention-1", 1, 5.0, draws=True), Result("native_dropout-1", 4, 0.0, draws=True))
+    )
+    assert cheapest([Kind((0,), (), selection)], 4).policies == ("full",)
+    assert cheapest([Kind((0,), (), selection)], 5).policies == ("save:attention-1.native_dropout-1",)
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,8 +144,10 @@ def test_by_hand() -> None:
 def test_a_deep_model_is_planned_at_once() -> None:
     """126 layers in under 10 seconds: what takes time must not grow with depth."""
     pairs = [(2_000_000_017 - 300_000_001 * i, 1e12 * i * i + i) for i in range(7)]
+    results = tuple(Result(f"mm-{i}", 10_000_019 * (i % 7 + 1) + i, 1e11 * (i % 5 + 1) + i) for i in range(1, 61))
+    selection = Selection(100_000_007, 1e11 + sum(result.effort for result in results), results)
     start = time.perf_counter()
-    plan = cheapest([Kind(tuple(range(126)), options_of(pairs))], 126 * 700_000_003)
+    plan = cheapest([Kind(tuple(range(126)), options_of(pairs), selection)], 126 * 700_000_003)
     assert time.perf_counter() - start < 10
     assert len(plan.policies) == 126
     assert plan.gap < 1e-6

@@ -1,18 +1,21 @@
-"""What is saved where PyTorch asks, also for operations that only a GPU runs."""
+"""What is saved, also of operations that only a GPU runs; and what cannot be computed again is refused."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
+from small_runs import same_bits
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from bptool.errors import UsageError
-from bptool.training.selective import Attention, Matmuls, Policy
+from bptool.errors import TargetError, UsageError
+from bptool.training.selective import Attention, Chooser, Matmuls, Named, Numbering, nature, selective_contexts
 
 aten = torch.ops.aten
-FORWARD, AGAIN = (SelectiveCheckpointContext(is_recompute=again) for again in (False, True))
 QKV = (None, None, None)
 DROPPING = [
     (aten._scaled_dot_product_flash_attention.default, (*QKV, 0.1)),
@@ -21,38 +24,111 @@ DROPPING = [
 ]
 
 
-def saves(policy: Policy, func: Any, *args: Any, context: SelectiveCheckpointContext = FORWARD) -> bool:
-    return policy(context, func, *args) is CheckpointPolicy.MUST_SAVE
+class Saves:
+    """What a forward would save, asked without running anything."""
+
+    def __init__(self, chooser: Callable[[], Chooser]) -> None:
+        self._mode: Any = selective_contexts(chooser)[0]
+
+    def __call__(self, func: Any, *args: Any) -> bool:
+        return bool(self._mode._saves(func, nature(func), args))
 
 
 @pytest.mark.parametrize(("func", "args"), DROPPING)
 def test_what_is_dropped_after_attention_that_drops_is_saved_too(func: Any, args: tuple[Any, ...]) -> None:
     """A saved operation draws nothing the second time, and what comes after it would draw other numbers."""
-    for context in (FORWARD, AGAIN):
-        policy = Policy(Attention)
-        assert not saves(policy, aten.native_dropout.default, context=context)
-        assert saves(policy, func, *args, context=context)
-        assert saves(policy, aten.native_dropout.default, context=context)
+    saves = Saves(Attention)
+    assert not saves(aten.native_dropout.default)
+    assert saves(func, *args)
+    assert saves(aten.native_dropout.default)
 
 
 @pytest.mark.parametrize(("func", "args"), DROPPING)
 def test_without_dropout_in_it_nothing_else_is(func: Any, args: tuple[Any, ...]) -> None:
-    policy = Policy(Attention)
-    assert saves(policy, func, *args[:-1], 0.0)
-    assert not saves(policy, aten.native_dropout.default)
+    saves = Saves(Attention)
+    assert saves(func, *args[:-1], 0.0)
+    assert not saves(aten.native_dropout.default)
 
 
 def test_random_numbers_that_are_written_in_place_cannot_be_saved() -> None:
-    policy = Policy(Attention)
-    assert not saves(policy, aten.bernoulli_.float, None, 0.5)
-    assert saves(policy, *[DROPPING[0][0], *DROPPING[0][1]])
+    saves = Saves(Attention)
+    assert not saves(aten.bernoulli_.float, None, 0.5)
+    assert saves(DROPPING[0][0], *DROPPING[0][1])
     with pytest.raises(UsageError, match="bernoulli_"):
-        saves(policy, aten.bernoulli_.float, None, 0.5)
+        saves(aten.bernoulli_.float, None, 0.5)
 
 
-def test_every_other_product_counts_the_recomputation_by_itself() -> None:
-    """PyTorch 2.11 asks again there; 2.13 does not."""
-    policy = Policy(lambda: Matmuls(every=2))
-    products = [aten.mm.default, aten.addmm.default, aten.bmm.default]
-    assert [saves(policy, product) for product in products] == [True, False, True]
-    assert [saves(policy, product, context=AGAIN) for product in products] == [True, False, True]
+def test_every_other_product() -> None:
+    saves = Saves(lambda: Matmuls(every=2))
+    assert [saves(product) for product in (aten.mm.default, aten.addmm.default, aten.bmm.default)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_operations_are_named_in_turn_and_attention_alike_everywhere() -> None:
+    numbered = Numbering()
+    asked = [aten.mm.default, DROPPING[0][0], aten.mm.default, DROPPING[1][0]]
+    assert [numbered(func) for func in asked] == ["mm-1", "attention-1", "mm-2", "attention-2"]
+    saves = Saves(lambda: Named({"mm-2", "attention-1", "nothing-1"}))
+    assert [saves(func, *QKV) for func in asked] == [False, True, True, False]
+
+
+def block(x: Tensor, weight: Tensor) -> Tensor:
+    hidden = torch.nn.functional.dropout(torch.tanh(x @ weight), 0.5)
+    return torch.sigmoid(hidden.t().contiguous().t() @ weight) + x
+
+
+def gradients(contexts: Callable[[], Any]) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    x, weight = torch.randn(6, 6, requires_grad=True), torch.randn(6, 6, requires_grad=True)
+    result = checkpoint(block, x, weight, use_reentrant=False, context_fn=contexts)
+    result.sum().backward()
+    assert x.grad is not None
+    assert weight.grad is not None
+    return {"x": x.grad, "weight": weight.grad}
+
+
+@pytest.mark.parametrize("names", [set(), {"mm-1"}, {"mm-1", "tanh-1"}, {"mm-2", "sigmoid-1", "native_dropout-1"}])
+def test_gradients_are_pytorchs_own_to_the_bit(names: set[str]) -> None:
+    """Beside its own selective recomputation of the same operations."""
+    numbered = Numbering()
+
+    def policy(context: Any, func: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        chosen = nature(func).counts and not context.is_recompute and numbered(func) in names
+        return CheckpointPolicy.MUST_SAVE if chosen else CheckpointPolicy.PREFER_RECOMPUTE
+
+    ours = gradients(partial(selective_contexts, lambda: Named(names)))
+    assert same_bits(ours, gradients(lambda: create_selective_checkpoint_contexts(policy)))
+
+
+def test_what_is_saved_goes_when_it_was_used() -> None:
+    """Nothing of a block is left after its backward: neither a cycle nor a place holds it."""
+    first, again = selective_contexts(Matmuls)
+    x, weight = torch.randn(6, 6, requires_grad=True), torch.randn(6, 6)
+    result = checkpoint(block, x, weight, use_reentrant=False, context_fn=lambda: (first, again))
+    assert len(first.kept) == 2  # type: ignore[attr-defined]
+    result.sum().backward()
+    assert first.kept == {}  # type: ignore[attr-defined]
+
+
+def run(function: Callable[[Tensor], Tensor], chooser: Callable[[], Chooser]) -> None:
+    x = torch.randn(4, 4, requires_grad=True)
+    checkpoint(function, x, use_reentrant=False, context_fn=partial(selective_contexts, chooser)).sum().backward()
+
+
+def test_a_result_that_was_written_into_is_refused() -> None:
+    with pytest.raises(TargetError, match="written into by a later operation in place"):
+        run(lambda x: (x @ x).mul_(2.0).exp(), Matmuls)
+
+
+def test_a_block_that_does_something_else_the_second_time_is_refused() -> None:
+    calls: list[int] = []
+
+    def other(x: Tensor) -> Tensor:
+        calls.append(1)
+        return torch.exp(x @ x).sin() if len(calls) == 1 else torch.cos(x @ x).sin()
+
+    with pytest.raises(TargetError, match=r"aten\.cos\.default is run at a place where the forward ran another"):
+        run(other, Matmuls)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from bptool import __version__
+from bptool.analysis.activation_budget import with_blocks
 from bptool.analysis.compare.entries import Entry, Header, Prediction
 from bptool.analysis.compare.grid import Grid
 from bptool.analysis.compare.journal import Journal
 from bptool.analysis.compare.measuring import measure_grid
 from bptool.analysis.compare.prediction import Predictor
 from bptool.analysis.question import Question
+from bptool.config.block_plan import parse_plan
 from bptool.errors import DeviceError
-from bptool.hardware import cpu_name
+from bptool.hardware import cpu_name, resolve_device
 from bptool.training.interruption import StopRequest
 from bptool.training.user_code import users_errors
 from bptool.units import format_bytes, format_duration
@@ -117,7 +119,7 @@ def run_grid(grid: Grid, header: Header, journal: Journal, told: Told) -> bool:
 def _predict_all(grid: Grid, header: Header, journal: Journal, told: Told) -> bool:
     """Whether the user stopped it."""
     known = {entry.row for entry in journal.entries if isinstance(entry, Prediction)}
-    predictor = Predictor()
+    predictor = Predictor(resolve_device(header.device) if header.mode == "measure" else None)
     with StopRequest("printing what is there, after this row", "stopped at once; --resume goes on") as stop:
         for index, row in enumerate(grid.rows):
             if index in known:
@@ -141,8 +143,21 @@ def _before_it_runs(found: Prediction) -> Prediction:
 
 
 def _runnable(grid: Grid, entries: Sequence[Entry]) -> list[Question | None]:
-    refused = {entry.row for entry in entries if isinstance(entry, Prediction) and entry.status != "ok"}
-    return [None if index in refused else row.question for index, row in enumerate(grid.rows)]
+    """What is to be run: not what was refused, and with a budget's plan in its place, the same in each process."""
+    known = {entry.row: entry for entry in entries if isinstance(entry, Prediction)}
+    refused = {row for row, entry in known.items() if entry.status != "ok"}
+    return [
+        None if index in refused or row.question is None else _planned(row.question, known[index].plan)
+        for index, row in enumerate(grid.rows)
+    ]
+
+
+def _planned(question: Question, plan: str) -> Question:
+    if not plan:
+        return question
+    config = with_blocks(question.config, parse_plan(plan))
+    settings = (*question.settings, f"activation_checkpoint.policy=plan:{plan}")
+    return replace(question, config=config, settings=settings)
 
 
 def _expected(header: Header, entries: Sequence[Entry], count: int) -> str:

@@ -42,13 +42,18 @@ class Header(Record):
 
 
 class Prediction(Record):
-    """A row on tensors without values. Figures are None where the status is not `ok` or they cannot be had."""
+    """A row on tensors without values. Figures are None where the status is not `ok` or they cannot be had.
+
+    Attributes:
+        plan: what each block keeps, where the row has a budget for that; its processes then keep to it.
+    """
 
     kind: Literal["prediction"] = "prediction"
     row: int
     status: Status
     reason: str = ""
     notes: list[str] = Field(default_factory=list)
+    plan: str = ""
     peak_bytes: int | None = None
     total_bytes: int | None = None
     category_bytes: dict[str, int] = Field(default_factory=dict)

@@ -14,11 +14,13 @@ from bptool.analysis.machine import Machine
 from bptool.analysis.memory.estimate import Simulated, counted
 from bptool.analysis.memory.result import categories_at
 from bptool.analysis.memory.simulation import eager_on_cpu, simulate_deep
+from bptool.analysis.operation_costs import Estimated, Measured
 from bptool.analysis.profile.counting import count_deep
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.roofline import Rates, cpu_rates, gpu_rates, matmul_dtypes
 from bptool.analysis.profile.tally import Tally
 from bptool.analysis.question import Question
+from bptool.config.block_plan import write_plan
 from bptool.errors import BptoolError
 from bptool.instruments.memory_trace import CATEGORIES
 from bptool.training.activation_checkpoint import PolicyUnfit
@@ -41,9 +43,15 @@ class _Counts(NamedTuple):
 
 
 class Predictor:
-    """Predicts rows, one by one, all by the same rates: a CPU's are measured once."""
+    """Predicts rows, one by one, all by the same rates: a CPU's are measured once.
 
-    def __init__(self) -> None:
+    Args:
+        device: where budgets are planned by operations' times measured there; None: by an estimate, nothing is run.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
+        self._costs: dict[str, Measured] = {}
         self._of_cpu: Rates | None = None
         self._measured: set[str] = set()
         self._counts: dict[str, _Counts] = {}
@@ -65,7 +73,8 @@ class Predictor:
             return Prediction(row=row, status="failed", reason=f"tensors without values: {describe(error)}")
 
     def _predicted(self, row: int, question: Question) -> Prediction:
-        config, workload, planned = settled(question.config, question.workload, question.machine)
+        costs = self._measured_costs(question)
+        config, workload, planned = settled(question.config, question.workload, question.machine, costs)
         chosen = replace(question, config=config, workload=workload)
         # Compiled or in tf32 it is counted alike.
         alike = eager_on_cpu(config).model_dump_json()
@@ -75,12 +84,22 @@ class Predictor:
             status="out_of_memory" if counts.lack else "ok",
             reason=counts.lack,
             notes=list(_notes(question, planned)),
+            plan=write_plan(planned.plan.policies) if planned else "",
             peak_bytes=counts.peak_bytes,
             total_bytes=counts.total_bytes,
             category_bytes=counts.category_bytes,
             recompute_flops_share=recompute_share(counts.tally),
             **self._times(chosen, counts.tally),
         )
+
+    def _measured_costs(self, question: Question) -> Measured | None:
+        """The same for all rows of a precision: what was measured for one of them is known."""
+        if self._device is None:
+            return None
+        mode = question.config.precision.mode
+        if mode not in self._costs:
+            self._costs[mode] = Measured(self._device, Estimated(question.machine.gpu, mode))
+        return self._costs[mode]
 
     def _times(self, question: Question, tally: Tally) -> dict[str, Any]:
         """The units of a step, and the seconds of its phases; without them where nothing is known of the GPU."""

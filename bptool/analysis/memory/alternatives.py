@@ -190,7 +190,7 @@ def _recompute(config: Config) -> float:
 
 
 def _again(policy: BlockPolicy, block: BlockFlops) -> float:
-    """What of a block's forward is computed again; of every other product about a half."""
+    """What of a block's forward is computed again; where some of its products are, about a half."""
     projections = block.attention_matrices + block.feed_forward
     match policy:
         case "none" | "offload" | "save_matmuls":
@@ -203,5 +203,5 @@ def _again(policy: BlockPolicy, block: BlockFlops) -> float:
             return block.feed_forward
         case "save_attention":
             return projections
-        case "save_every_other_matmul":
+        case _:
             return projections / 2

@@ -17,7 +17,7 @@ from bptool.analysis.compare.prediction import Predictor
 from bptool.analysis.machine import Machine
 from bptool.analysis.profile.counting import count_deep
 from bptool.analysis.profile.depth import Counted
-from bptool.analysis.question import Question
+from bptool.analysis.question import Question, ask
 from bptool.config.schema import Config
 from bptool.errors import DeviceError
 from bptool.training.workload import Workload
@@ -73,6 +73,33 @@ def test_what_is_refused_is_not_run(measured: Measured, tmp_path: Path) -> None:
     assert [entry.status for entry in journal.entries] == ["ok", "unsupported", "unsupported", "unsupported"]
     assert [question is not None for question in measured.questions] == [True, False, False, False]
     assert told[-1].startswith("1 row x 2 rounds, each a process of 5 steps: about ")
+
+
+def test_a_budgets_plan_is_found_once_and_every_process_keeps_to_it(measured: Measured, tmp_path: Path) -> None:
+    """Times differ from process to process; a grid that goes on takes the plan that its file has."""
+    words = [*SMALL, f"{POLICY}=none,budget:1GiB"]
+    journal, _ = run(words, tmp_path)
+    journal.close()
+    found = journal.entries[1]
+    assert isinstance(found, Prediction)
+    assert "by operations' times measured here" in found.notes[0]
+    asked = measured.questions[1]
+    assert asked is not None
+    assert asked.settings[-1] == f"{POLICY}=plan:{found.plan}"
+    again = ask(asked.target, asked.settings, command="compare", device="cpu")
+    assert again.config.activation_checkpoint.plan == found.plan
+    assert found.plan == "2*none"
+    file = tmp_path / "grid.jsonl"
+    before = file.read_text()
+    file.write_text(before.replace('"2*none"', '"2*attention"'))
+    assert file.read_text() != before
+    grid = read_grid("tiny", words, device="cpu")
+    header = header_of(grid, plan("measure"))
+    with Journal.resume(file, header) as resumed:
+        run_grid(grid, header, resumed, lambda words: None)
+    continued = measured.questions[-1]
+    assert continued is not None
+    assert continued.config.activation_checkpoint.policy == "attention"
 
 
 def test_a_model_that_cannot_be_predicted_is_run_all_the_same(measured: Measured, tmp_path: Path) -> None:

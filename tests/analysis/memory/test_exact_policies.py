@@ -81,6 +81,13 @@ def test_a_plan() -> None:
     check(config, transformer_workload(config))
 
 
+@pytest.mark.parametrize(("family", "dropout"), [*FAST, ("autocast", 0.0)])
+def test_a_plan_of_operations(family: str, dropout: float) -> None:
+    plan = "full+save:attention-1.mm-1-4.addmm-1-4+2*save:mm-2.addmm-2.gelu-1.silu-1.mul-3"
+    config = configured("plan", {**FAMILIES[family], "model.dropout": dropout, "activation_checkpoint.plan": plan})
+    check(config, transformer_workload(config))
+
+
 def test_the_policies_differ() -> None:
     """Else a test above could pass by looking elsewhere; what keeps more holds more."""
 
