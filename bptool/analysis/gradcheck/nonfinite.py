@@ -21,7 +21,7 @@ def first_nonfinite(subject: Subject) -> str:
     """`the output is nan: first made by torch.log in blocks.0`."""
     where = Whereabouts()
     watch = _Watch(where)
-    following = where.following(subject.module) if subject.module else nullcontext()
+    following = nullcontext() if subject.module is None else where.following(subject.module)
     with following, watch, torch.no_grad():
         outputs = subject.outputs()
     nan = any(output.isnan().any() for output in outputs)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves  # pytrees have no public name yet
 
 from bptool.analysis.gradcheck.arguments import Arguments, in_float64, module_of
@@ -23,6 +24,7 @@ from bptool.analysis.gradcheck.random_state import seed_generators
 from bptool.errors import BptoolError, TargetError
 from bptool.training.gradient_target import GradientTarget
 from bptool.training.seeds import derive_seed
+from bptool.training.user_code import describe
 
 Gradients = dict[str, Tensor | None]
 """By the name of the tensor; None where autograd gave none."""
@@ -75,10 +77,11 @@ class Subject:
                 "keep only parameters, buffers and plain values in it",
             ) from error
         self.module = module_of(self.function)
+        self._refuse_lazy()
         self.arguments = Arguments(self.function, target.inputs)
         self._convert()
         self.leaves = self._find_leaves()
-        self._buffers = [(b, b.detach().clone()) for b in self.module.buffers()] if self.module else []
+        self._buffers = [(b, b.detach().clone()) for b in self.module.buffers()] if self.module is not None else []
         self._weights: list[Tensor | None] = []
         self.evaluations = 0
         self.records_graph = False  # whether plain values are taken with the graph recorded too
@@ -186,6 +189,15 @@ class Subject:
         """Random numbers that are a function of the seed and of what they are for."""
         return torch.Generator().manual_seed(derive_seed(self.seed, *purpose))
 
+    def _refuse_lazy(self) -> None:
+        named = self.module.named_parameters() if self.module is not None else ()
+        lazy = [name for name, parameter in named if isinstance(parameter, UninitializedParameter)]
+        if lazy:
+            raise TargetError(
+                f"the module's parameters have no shape before its first call: {', '.join(lazy)}",
+                "call it once on its sample inputs before you hand it over",
+            )
+
     def _convert(self) -> None:
         if self.module is not None:
             for tensor in [*self.module.parameters(), *self.module.buffers()]:
@@ -193,7 +205,7 @@ class Subject:
                 tensor.grad = None
 
     def _find_leaves(self) -> dict[str, Leaf]:
-        parameters = self.module.named_parameters() if self.module else ()
+        parameters = self.module.named_parameters() if self.module is not None else ()
         found = [Leaf(name, "parameter", p, p.detach().clone()) for name, p in parameters if p.requires_grad]
         known = {leaf.name for leaf in found}
         for name, tensor in self.arguments.tensors():
@@ -220,7 +232,7 @@ class Subject:
         self._buffers = [(b, value) for b, value in self._buffers if not torch.equal(b, value)]
         for name, tensor, value in before:
             if tensor.shape != value.shape or not torch.equal(tensor.detach().nan_to_num(), value.nan_to_num()):
-                raise mutated(name)
+                raise mutated(f"its {self._kind(name)} {name}")
         if not outputs:
             raise TargetError(
                 "the target returns no floating point or complex tensor, so there is nothing to differentiate",
@@ -229,6 +241,9 @@ class Subject:
         self._weights = self._chosen_weights(outputs)
         recorded = float(self.scalar(outputs).item())
         self.records_graph = abs(self.value() - recorded) > 1e-12 * abs(recorded)
+
+    def _kind(self, name: str) -> str:
+        return self.leaves[name].kind if name in self.leaves else "input"
 
     def _chosen_weights(self, outputs: list[Tensor]) -> list[Tensor | None]:
         """Outputs without a graph are left out where others have one: they are not meant to be differentiated."""
@@ -242,7 +257,7 @@ class Subject:
     def _explained(self, error: Exception) -> Exception:
         """The user's own error, or what float64 or a change in place made of it."""
         if "leaf Variable that requires grad" in str(error):
-            return mutated("that requires a gradient")
+            return mutated("a parameter or input that requires a gradient", where=describe(error))
         if not isinstance(error, RuntimeError | TypeError | ValueError | NotImplementedError):
             return error
         if not _runs_as_given(self.target):
@@ -265,10 +280,11 @@ class _Call(nn.Module):
         return self._function[0](*args, **kwargs)
 
 
-def mutated(name: str) -> TargetError:
-    """The target changed one of its inputs."""
+def mutated(what: str, *, where: str = "") -> TargetError:
+    """The target changed a tensor that it was given; `where` is PyTorch's own error, if it refused that."""
     return TargetError(
-        f"the target changes its input {name} in place, so its value is not a function of its inputs",
+        f"the target changes {what} in place, so its value is not a function of its inputs"
+        + (f": {where}" if where else ""),
         "work on a copy: x = x.clone(), or use the out-of-place operation",
     )
 

@@ -322,6 +322,28 @@ class TestMistakes:
         assert "its input y" in self.error(scales, random_input(3), torch.randn(3)).message
         assert "in place" in self.error(lambda x: x.mul_(2), random_input(3)).message
 
+    def test_a_changed_parameter(self) -> None:
+        class Normalises(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                with torch.no_grad():
+                    self.weight /= self.weight.norm()
+                return super().forward(x)
+
+        assert "its parameter weight" in self.error(Normalises(3, 2), torch.randn(4, 3)).message
+
+    def test_a_refused_change_names_the_users_line(self) -> None:
+        def doubled(x: Tensor) -> Tensor:
+            return x.mul_(2)
+
+        message = self.error(doubled, random_input(3)).message
+        assert "a parameter or input that requires a gradient" in message
+        assert "in doubled)" in message
+
+    def test_parameters_without_a_shape(self) -> None:
+        error = self.error(nn.LazyLinear(2), torch.randn(4, 3))
+        assert "no shape before its first call: weight, bias" in error.message
+        assert "call it once" in error.remedy
+
     def test_a_constant_that_is_not_float64(self) -> None:
         constant = torch.randn(3, 3)
         error = self.error(lambda x: x @ constant, random_input(2, 3))
@@ -335,6 +357,16 @@ class TestMistakes:
     def test_an_error_of_its_own_stays_its_own(self) -> None:
         with pytest.raises(ZeroDivisionError):
             checked(lambda x: x * (1 // 0), random_input(3))
+
+
+def test_a_module_need_not_have_a_length() -> None:
+    """As what `torch.compile` makes of one: it passes `len` on to a module that has none."""
+
+    class Wrapper(nn.Linear):
+        def __len__(self) -> int:
+            raise TypeError("Linear does not support len()")
+
+    assert [tensor.name for tensor in checked(Wrapper(3, 2), torch.randn(4, 3)).tensors] == ["weight", "bias"]
 
 
 def test_where_nothing_is_connected_no_probe_is_made() -> None:

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointError
 
 from bptool.analysis.gradcheck.identities.identity import (
     Agreement,
@@ -20,11 +19,13 @@ from bptool.analysis.gradcheck.identities.identity import (
 from bptool.analysis.gradcheck.model_at_hand import ModelAtHand, gradients
 from bptool.config.block_plan import BLOCK_POLICIES
 from bptool.config.overrides import of_mode
+from bptool.errors import BptoolError
 from bptool.training.activation_checkpoint import SUBLAYER_POLICIES, has_sublayers
 from bptool.training.instrument import Instrument, Phase
 
 CHECKPOINTING, CLIPPING, DESCENT = "activation_checkpointing", "clipping_norm", "gradient_descent_update"
 _DROPOUT = 0.1
+_RECOMPUTABLE = "a block can be computed again where it keeps nothing from call to call, such as a cache of keys"
 _EPS = 1e-6
 """What clipping adds to the norm, so that a gradient of zero divides nothing by zero."""
 
@@ -152,13 +153,19 @@ def _norm_agrees(found: float, expected: float, tolerance: float) -> Agreement:
 
 
 def _policy_agrees(at_hand: ModelAtHand, without: Mapping[str, Tensor | None], policy: str) -> Agreement:
-    """A policy's gradient beside that of none; a recomputation that PyTorch refuses is no gradient."""
+    """A policy's gradient beside that of none; a recomputation that raises is no gradient."""
     try:
         found = agree_as_one(_trained_gradient(at_hand), without, 0.0)
-    except CheckpointError as error:
-        first = str(error).partition(". ")[0].partition("\n")[0]
-        return Agreement(False, math.inf, 0.0, f"policy {policy} raises CheckpointError: {first}")
+    except (BptoolError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of PyTorch's recomputation, or of the user's block that is run a second time
+        return Agreement(False, math.inf, 0.0, f"policy {policy} raises {_first_sentence(error)}; {_RECOMPUTABLE}")
     return Agreement(found.holds, found.relative_error, found.tolerance, f"policy {policy}, {found.where}")
+
+
+def _first_sentence(error: Exception) -> str:
+    sentence = str(error).partition(". ")[0].partition("\n")[0]
+    return f"{type(error).__name__}: {sentence}"
 
 
 def _trained_gradient(at_hand: ModelAtHand) -> dict[str, Tensor | None]:

@@ -63,7 +63,7 @@ def sites(subject: Subject) -> list[Site]:
             if isinstance(gradient, Tensor) and gradient.numel():
                 found.append(Site(number, slot, op, module, tuple(gradient.shape)))
 
-    with where.following(subject.module) if subject.module else nullcontext():
+    with nullcontext() if subject.module is None else where.following(subject.module):
         outputs = subject.outputs()
     for number, node in enumerate(_nodes(outputs)):
         if not node.name().endswith("AccumulateGrad"):
