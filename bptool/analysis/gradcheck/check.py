@@ -139,8 +139,7 @@ def _judged(
     noise = estimate_noise(subject, _everywhere(subject), seen.epsilon)
     verdicts = Verdicts(subject, point.gradients, point.repeated, noise)
     tensors = verdicts.all()
-    wrong = any(tensor.verdict == "wrong" for tensor in tensors)
-    probes = probe(subject, point.gradients, noise, wrong=wrong)
+    probes = probe(subject, point.gradients, noise, {tensor.name: tensor.verdict for tensor in tensors})
     if _apart(point.value, subject.value(), seen):
         return _nondeterministic(subject, "the same call gives another value later on"), probes, None
     return [_with_culprit(subject, tensor) for tensor in tensors], probes, verdicts
@@ -158,7 +157,10 @@ def _everywhere(subject: Subject) -> dict[str, Tensor]:
 
 
 def _nondeterministic(subject: Subject, detail: str) -> list[TensorCheck]:
-    remedy = f"{detail}: draw random numbers from torch's global generator, which is replayed"
+    remedy = (
+        f"{detail}: draw random numbers from torch's global generator, which is replayed, and keep nothing from call to"
+        " call but in buffers"
+    )
     return [record(leaf, "nondeterministic", detail=remedy) for leaf in subject.leaves.values()]
 
 

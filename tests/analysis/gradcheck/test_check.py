@@ -384,6 +384,26 @@ def test_a_forward_that_is_not_finite_says_which_operation_was_first() -> None:
     assert "log" in probe.detail
 
 
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x: (x * 1e308 * 1e10).sum(), "first made by Tensor.sum, after an infinity first made by Tensor.mul"),
+        (lambda x: (x * 1e3).exp(), "the output is infinite: first made by Tensor.exp"),
+        (lambda x: x.masked_fill(x > -9, -torch.inf).softmax(-1), "nan: first made by Tensor.softmax"),
+    ],
+    ids=["infinities of both signs", "an overflow", "a row that is all masked"],
+)
+def test_what_came_first(function: Callable[[Tensor], Tensor], said: str) -> None:
+    x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
+    (probe,) = checked(function, x).probes
+    assert probe.detail.endswith(said)
+
+
+def test_an_input_that_is_not_finite() -> None:
+    (probe,) = checked(lambda x, y: x * y, random_input(3), torch.tensor([1.0, torch.nan, 2.0])).probes
+    assert probe.detail == "the output is nan: y itself is nan"
+
+
 def test_cost_is_said_aloud() -> None:
     cost = checked(nn.Linear(30, 20), torch.randn(4, 30)).cost
     assert cost.finite_differences_forwards_count == 2 * (30 * 20 + 20)
