@@ -25,7 +25,7 @@ from bptool.errors import TargetError
 from bptool.training.gradient_target import GradientTarget
 from bptool.training.user_code import describe
 
-PASSES, PASSES_OF_LARGE = 150, 60
+PASSES, PASSES_OF_LARGE = 120, 35
 """Forwards and backwards that a check takes, about."""
 
 
@@ -93,9 +93,10 @@ def examine(
     with random_state_kept():
         subject = Subject(target, seed=seed)
         seen = survey(subject)
-        point, forward_s, backward_s = _evaluated(subject)
-        expected(forward_s + backward_s, PASSES_OF_LARGE if subject.n_elements > LARGE else PASSES)
+        point = _evaluated(subject)
+        expected(sum(subject.pass_seconds()), PASSES_OF_LARGE if subject.n_elements > LARGE else PASSES)
         tensors, probes, verdicts = _judged(subject, seen, point)
+        forward_s, backward_s = subject.pass_seconds()
         estimates = estimates_of(subject, forward_s)
         tensors = told_as_estimates(tensors, estimates)
     check_s = time.perf_counter() - start
@@ -178,19 +179,12 @@ def _with_culprit(subject: Subject, tensor: TensorCheck) -> TensorCheck:
     return tensor.model_copy(update={"detail": f"{NOT_FINITE}: {first_nonfinite_backward(subject)}"})
 
 
-def _evaluated(subject: Subject) -> tuple[_Point, float, float]:
-    """The point, and how long a forward with its graph and the backward took; the second time counts."""
+def _evaluated(subject: Subject) -> _Point:
     try:
         value, gradients = subject.gradient()
     except Exception as error:
         raise TargetError(
             f"the target's backward raised {describe(error)}", "its gradient cannot be had at all: fix it, or detach it"
         ) from error
-    start = time.perf_counter()
-    subject.clear()
-    again = subject.scalar(subject.outputs())
-    middle = time.perf_counter()
-    if again.requires_grad:
-        again.backward()
-    end = time.perf_counter()
-    return _Point(value, float(again.item()), gradients, subject.collected()), middle - start, end - middle
+    again, repeated = subject.gradient()
+    return _Point(value, again, gradients, repeated)

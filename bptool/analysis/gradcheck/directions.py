@@ -116,15 +116,11 @@ class Directions:
 
     def _measured(self, direction: Mapping[str, Tensor], goal: float, n_steps: int, offset: float) -> Measured:
         by_backward, size = self.by_backward(direction)
-        found = slope(
-            lambda step: self.subject.value_at(direction, step),
-            self.value,
-            self.noise,
-            # Of what is zero, it is enough to know that it is small beside the other tensors' gradients.
-            goal=goal * size if size > self.floor else 1e3 * self.floor,
-            offset=offset,
-            n_steps=n_steps,
-        )
+        # Of what is zero, it is enough to know that it is small beside the other tensors' gradients.
+        goal = goal * size if size > self.floor else 1e3 * self.floor
+        center = self.value
+        with self.subject.values_along(direction) as value_at:
+            found = slope(value_at, center, self.noise, goal=goal, offset=offset, n_steps=n_steps)
         own = size * max(_BACKWARD_ROUNDING, 16 * self.noise.epsilon)
         return Measured(found.value, by_backward, found.error_bar + own, found.jump)
 

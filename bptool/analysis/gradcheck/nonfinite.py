@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves  # pytrees have no public name yet
 
+from bptool.analysis.gradcheck.nodes import nodes_from
 from bptool.analysis.gradcheck.subject import Subject
 from bptool.instruments.whereabouts import Whereabouts
 
@@ -46,7 +46,7 @@ def first_nonfinite_backward(subject: Subject) -> str:
     """`first made in SqrtBackward0`: the first operation of the backward that gives what it did not get."""
     found: list[str] = []
     value = subject.scalar(subject.outputs())
-    for node in _nodes(value.grad_fn):
+    for node in nodes_from([value.grad_fn]):
         node.register_hook(partial(_after, found, node.name()))
     subject.clear()
     value.backward()
@@ -100,17 +100,6 @@ def _numbers(nest: Any) -> Iterator[Tensor]:
     for leaf in tree_leaves(nest):
         if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
             yield leaf
-
-
-def _nodes(root: Node | None) -> set[Node]:
-    found: set[Node] = set()
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            waiting += [following for following, _ in node.next_functions]
-    return found
 
 
 def _after(found: list[str], name: str, made: Any, given: Any) -> None:

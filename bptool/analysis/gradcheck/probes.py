@@ -22,8 +22,8 @@ from bptool.analysis.gradcheck.strange_inputs import (
     repeated_indices,
     zero_indices,
 )
-from bptool.analysis.gradcheck.subject import Gradients, Subject, gaussian_like, real_view
-from bptool.analysis.gradcheck.tangents import forward_slope
+from bptool.analysis.gradcheck.subject import Gradients, Subject, real_view
+from bptool.analysis.gradcheck.tangents import forward_slope, has_own_jvp
 
 
 def probe(subject: Subject, gradients: Gradients, noise: Noise, verdicts: Mapping[str, Verdict]) -> list[ProbeCheck]:
@@ -88,7 +88,9 @@ def rng_replay(setting: Setting) -> Answer:
 
 
 def forward_mode(setting: Setting) -> Answer:
-    """Forward mode (`jvp`) shares no formula with the backward; along a direction both give the same slope."""
+    """Where a function has a `jvp` of its own, it gives the slope along a direction that the right backward gives."""
+    if not has_own_jvp(setting.subject.scalar(setting.subject.outputs())):
+        return Answer(True, "nothing to ask: no autograd.Function with a jvp of its own")
     names = [name for name, verdict in setting.verdicts.items() if verdict == "right"]
     directions = setting.directions()
     direction = {n: v for n, v in directions.draw(names, "forward mode").items() if v.numel()}
@@ -141,7 +143,7 @@ def accumulation(setting: Setting) -> Answer:
     held = {}
     for name, leaf in subject.leaves.items():
         grad = setting.gradients[name]
-        held[name] = gaussian_like(leaf.base, subject.generator("held", name)) * _largest(grad)
+        held[name] = torch.full_like(leaf.base, _largest(grad))
         leaf.tensor.grad = held[name].clone()
     subject.scalar(subject.outputs()).backward()
     gradients: Gradients = {}

@@ -8,6 +8,8 @@ from one seed in every evaluation, and buffers are put back before each, so that
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +85,7 @@ class Subject:
         self.leaves = self._find_leaves()
         self._buffers = [(b, b.detach().clone()) for b in self.module.buffers()] if self.module is not None else []
         self._weights: list[Tensor | None] = []
+        self._timed: list[tuple[float, float]] = []
         self.evaluations = 0
         self.records_graph = False  # whether plain values are taken with the graph recorded too
         self._first_call()
@@ -131,12 +134,20 @@ class Subject:
         return list(self._weights)
 
     def gradient(self) -> tuple[float, Gradients]:
-        """L and its gradient where the leaves are now, by one forward and one backward."""
+        """L and its gradient where the leaves are now, by one forward and one backward; both are timed."""
         self.clear()
+        start = time.perf_counter()
         value = self.scalar(self.outputs())
+        middle = time.perf_counter()
         if value.requires_grad:
             value.backward()
+        self._timed.append((middle - start, time.perf_counter() - middle))
         return float(value.item()), self.collected()
+
+    def pass_seconds(self) -> tuple[float, float]:
+        """What a forward with its graph and the backward took: medians of all but the first."""
+        forwards, backwards = zip(*(self._timed[1:] or self._timed), strict=True)
+        return statistics.median(forwards), statistics.median(backwards)
 
     def clear(self) -> None:
         """Forget accumulated gradients."""
@@ -152,22 +163,31 @@ class Subject:
         return found
 
     @contextmanager
-    def moved(self, direction: Mapping[str, Tensor], step: float) -> Iterator[None]:
-        """With the leaves at base + step * direction."""
-        with torch.no_grad():
-            for name, change in direction.items():
-                torch.add(self.leaves[name].base, change, alpha=step, out=self.leaves[name].tensor.detach())
+    def along(self, direction: Mapping[str, Tensor]) -> Iterator[Callable[[float], None]]:
+        """Gives what puts the leaves at base + step * direction; afterwards they are at the base again."""
+
+        def go(step: float) -> None:
+            with torch.no_grad():
+                for name, change in direction.items():
+                    torch.add(self.leaves[name].base, change, alpha=step, out=self.leaves[name].tensor.detach())
+
         try:
-            yield
+            yield go
         finally:
             with torch.no_grad():
                 for name in direction:
                     self.leaves[name].tensor.detach().copy_(self.leaves[name].base)
 
-    def value_at(self, direction: Mapping[str, Tensor], step: float) -> float:
-        """L at base + step * direction."""
-        with self.moved(direction, step):
-            return self.value()
+    @contextmanager
+    def values_along(self, direction: Mapping[str, Tensor]) -> Iterator[Callable[[float], float]]:
+        """Gives L as a function of the step along a direction."""
+        with self.along(direction) as go:
+
+            def value_at(step: float) -> float:
+                go(step)
+                return self.value()
+
+            yield value_at
 
     @contextmanager
     def shifted(self, direction: Mapping[str, Tensor]) -> Iterator[None]:

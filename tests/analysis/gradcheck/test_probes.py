@@ -225,9 +225,19 @@ def test_what_is_wrong_everywhere_is_told_once(function: Any, verdict: str) -> N
 
 
 def test_forward_mode_beside_the_backward() -> None:
-    assert detail(checked(torch.sin, some()), "forward_mode") == "the same slope along a direction"
-    assert "not offered" in detail(checked(called(Once), some()), "forward_mode")
-    assert "known to be right" in detail(checked(lambda x: x * x.detach(), some()), "forward_mode")
+    class Right(ForwardOfAnother):
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor) -> Any:
+            return tangent * ctx.saved_tensors[0].cos()
+
+    class Refusing(ForwardOfAnother):
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor) -> Any:
+            raise NotImplementedError("not yet")
+
+    assert detail(checked(called(Right), some()), "forward_mode") == "the same slope along a direction"
+    assert detail(checked(called(Refusing), some()), "forward_mode") == "not offered: not yet"
+    assert "nothing to ask" in detail(checked(called(Once), some()), "forward_mode")
 
 
 def test_repeated_indices() -> None:

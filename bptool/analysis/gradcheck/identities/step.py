@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -39,15 +39,17 @@ def activation_checkpointing(at_hand: ModelAtHand) -> Identity | str:
     plain = of_mode("fp32") | {"training.compile": False, "activation_checkpoint.policy": "none"}
     if at_hand.built_in:
         plain["model.dropout"] = at_hand.config.model.dropout or _DROPOUT
-        plain["training.micro_batch_size"] = 1  # bits are bits
-    without, again = _trained_gradient(at_hand.changed(plain)), _trained_gradient(at_hand.changed(plain))
+        plain |= {"training.micro_batch_size": 1, "training.sequence_length": at_hand.few_tokens}  # bits are bits
+    at_hand = at_hand.changed(plain)
+    without, again = _trained_gradient(at_hand), _trained_gradient(at_hand)
     if agree_as_one(again, without, 0.0).relative_error:
         return f"{CHECKPOINTING}: the gradient is another at each run, whatever the policy"
-    if not at_hand.workload.blocks(at_hand.exact_model()):
+    blocks = at_hand.workload.blocks(at_hand.trained_step().model)
+    if not blocks:
         return f"{CHECKPOINTING}: the workload has no repeated blocks to recompute"
-    policies = _policies(at_hand)
+    policies = _policies(blocks)
     agreements = [
-        _policy_agrees(at_hand.changed({**plain, "activation_checkpoint.policy": policy}), without, policy)
+        _policy_agrees(at_hand.changed({"activation_checkpoint.policy": policy}), without, policy)
         for policy in policies
         if policy != "none"
     ]
@@ -55,9 +57,8 @@ def activation_checkpointing(at_hand: ModelAtHand) -> Identity | str:
     return as_identity(CHECKPOINTING, agreements, f"{', '.join(policies)}: the same gradient to the bit{dropout}")
 
 
-def _policies(at_hand: ModelAtHand) -> list[str]:
-    """All that can be had of this model. A plan or a budget, whose blocks do one or another of these, is left out."""
-    blocks = at_hand.workload.blocks(at_hand.exact_model())
+def _policies(blocks: Sequence[nn.Module]) -> list[str]:
+    """All that can be had of these blocks. A plan or a budget, whose blocks do one or another of these, is left out."""
     foreign = [policy for policy in SUBLAYER_POLICIES if not any(has_sublayers(block, policy) for block in blocks)]
     return [policy for policy in (*BLOCK_POLICIES, "every_k") if policy not in foreign]
 
