@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bptool.analysis.gradcheck.differences import estimate_noise
+from bptool.analysis.gradcheck.differences import EPSILON, estimate_noise
 from bptool.analysis.gradcheck.directions import LARGE
 from bptool.analysis.gradcheck.estimate_verdicts import estimates_of, told_as_estimates
 from bptool.analysis.gradcheck.nonfinite import first_nonfinite, first_nonfinite_backward
 from bptool.analysis.gradcheck.probes import probe
+from bptool.analysis.gradcheck.raised_casts import raised_casts, second_look
 from bptool.analysis.gradcheck.random_state import random_state_kept
 from bptool.analysis.gradcheck.result import FAILING, Cost, GradcheckResult, ProbeCheck, TensorCheck
 from bptool.analysis.gradcheck.subject import Gradients, Subject, gaussian_like
@@ -96,6 +97,7 @@ def examine(
         point = _evaluated(subject)
         expected(sum(subject.pass_seconds()), PASSES_OF_LARGE if subject.n_elements > LARGE else PASSES)
         tensors, probes, verdicts = _judged(subject, seen, point)
+        tensors = _looked_at_again(subject, tensors) if seen.epsilon > EPSILON else tensors
         forward_s, backward_s = subject.pass_seconds()
         estimates = estimates_of(subject, forward_s)
         tensors = told_as_estimates(tensors, estimates)
@@ -144,6 +146,22 @@ def _judged(
     if _apart(point.value, subject.value(), seen):
         return _nondeterministic(subject, "the same call gives another value later on"), probes, None
     return [_with_culprit(subject, tensor) for tensor in tensors], probes, verdicts
+
+
+def _looked_at_again(subject: Subject, tensors: list[TensorCheck]) -> list[TensorCheck]:
+    """What precision limits, with the target's casts raised to float64; as it is where they cannot be."""
+    if not any(tensor.verdict == "precision_limited" for tensor in tensors):
+        return tensors
+    try:
+        exact = Subject(subject.target, seed=subject.seed, within=raised_casts)
+        seen, point = survey(exact), _evaluated(exact)
+    except Exception:  # whatever the target raises that counts on its own precision
+        return tensors
+    if seen.epsilon > EPSILON or not math.isfinite(point.value) or _apart(point.value, point.again, seen):
+        return tensors
+    noise = estimate_noise(exact, _everywhere(exact), seen.epsilon)
+    verdicts = Verdicts(exact, point.gradients, point.repeated, noise)
+    return second_look(tensors, {tensor.name: tensor for tensor in verdicts.all()})
 
 
 def _apart(value: float, again: float, seen: Survey) -> bool:

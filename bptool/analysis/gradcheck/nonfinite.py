@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves  # pytrees have no public name yet
 
+from bptool.analysis.gradcheck.connection import full_name
 from bptool.analysis.gradcheck.nodes import nodes_from
 from bptool.analysis.gradcheck.subject import Subject
 from bptool.instruments.whereabouts import Whereabouts
@@ -87,9 +88,8 @@ class _Watch(TorchFunctionMode):
         return result
 
     def _named(self, func: Any) -> str:
-        name: str = (resolve_name(func) or getattr(func, "__name__", "an operation")).removeprefix("torch.")
         module = self._where.module()
-        return name + (f" in {module}" if module else "")
+        return full_name(func) + (f" in {module}" if module else "")
 
 
 def _any(tensors: Iterable[Tensor], test: Any) -> bool:

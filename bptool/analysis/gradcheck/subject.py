@@ -11,7 +11,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +62,17 @@ class Subject:
 
     Args:
         seed: of the projection, of what the function draws, and of the directions.
+        within: entered around each call of the function.
 
     Raises:
         TargetError: the target has nothing to check, returns no tensor, changes its inputs, or refuses float64.
     """
 
-    def __init__(self, target: GradientTarget, *, seed: int) -> None:
+    def __init__(
+        self, target: GradientTarget, *, seed: int, within: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
         self.seed = seed
+        self._within = within
         self.random_seed = derive_seed(seed, "forward")
         self.target = target
         try:
@@ -98,7 +102,8 @@ class Subject:
     def outputs(self) -> list[Tensor]:
         """Run the function once, from the same random numbers; its floating point and complex tensors."""
         self._begin()
-        return _differentiable(self.arguments.call(self.function))
+        with self._within():
+            return _differentiable(self.arguments.call(self.function))
 
     def outputs_with(self, values: Mapping[str, Tensor]) -> list[Tensor]:
         """The same with other tensors in some leaves' places."""
@@ -106,11 +111,12 @@ class Subject:
         places = {id(self.leaves[name].tensor): value for name, value in values.items()}
         args, kwargs = self.arguments.replaced(lambda tensor: places.get(id(tensor), tensor))
         parameters = {name: value for name, value in values.items() if self.leaves[name].kind == "parameter"}
-        if self.module is None:
-            return _differentiable(self.function(*args, **kwargs))
-        call = _Call(self.module, self.function)
-        inside = {f"module.{name}": value for name, value in parameters.items()}
-        return _differentiable(functional_call(call, inside, tuple(args), kwargs))
+        with self._within():
+            if self.module is None:
+                return _differentiable(self.function(*args, **kwargs))
+            call = _Call(self.module, self.function)
+            inside = {f"module.{name}": value for name, value in parameters.items()}
+            return _differentiable(functional_call(call, inside, tuple(args), kwargs))
 
     def _begin(self) -> None:
         self.evaluations += 1
