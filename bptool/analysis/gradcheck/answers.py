@@ -136,6 +136,11 @@ def _checked(found: Asked, seed: int) -> _Checked:
     else:
         made = load_gradient_target(found.code)
         if isinstance(made, GradientTarget):
+            if found.overrides:
+                raise UsageError(
+                    f"{found.words} is a function, in which {', '.join(found.overrides)} changes nothing",
+                    f"leave it out: bptool gradcheck {found.words}",
+                )
             return _Checked(found.words, found.overrides, None, made, [], found.notes)
         workload, target, sizes_cut = affordable(made, workload_target(made, seed=seed, device=device))
     trained = Trained(config, workload, found.code is None, device)

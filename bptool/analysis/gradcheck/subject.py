@@ -84,6 +84,7 @@ class Subject:
             ) from error
         self.module = module_of(self.function)
         self._refuse_lazy()
+        self._carry_hooks()
         self.arguments = Arguments(self.function, target.inputs)
         self._convert()
         self.leaves = self._find_leaves()
@@ -223,6 +224,15 @@ class Subject:
                 f"the module's parameters have no shape before its first call: {', '.join(lazy)}",
                 "call it once on its sample inputs before you hand it over",
             )
+
+    def _carry_hooks(self) -> None:
+        """Hooks that change a parameter's gradient belong to it; a copy of a module has lost them."""
+        given = module_of(self.target.function)
+        if self.module is None or given is None:
+            return
+        for before, own in zip(given.parameters(), self.module.parameters(), strict=True):
+            for hook in (before._backward_hooks or {}).values():  # no public name lists them
+                own.register_hook(hook)
 
     def _convert(self) -> None:
         if self.module is not None:

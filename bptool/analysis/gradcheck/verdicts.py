@@ -176,8 +176,16 @@ class Verdicts:
             bar=relative_bar(measured),
             seen=seen,
             cut_by=partial_cut(self.subject, leaf),
-            detail="; ".join(filter(None, [_shape_of_error(measured), self._second_oracle(draw)])),
+            detail="; ".join(filter(None, [self._shape_of_error(leaf, measured), self._second_oracle(draw)])),
         )
+
+    def _shape_of_error(self, leaf: Leaf, measured: Sequence[Measured]) -> str:
+        factor = common_factor(measured)
+        if self.gradients[leaf.name] is None:
+            return "the backward gives it none"
+        if factor is None:
+            return ""
+        return "it is zero" if factor == 0 else f"it is {factor:.6g} times the true gradient"
 
     def _location(self, name: str) -> str | None:
         """Where the wrong entries are; None where too much has been asked already."""
@@ -249,13 +257,6 @@ def common_factor(measured: Sequence[Measured]) -> float | None:
     middle = ratios[len(ratios) // 2]
     blur = max(one.error_bar / abs(one.by_differences) for one in measured if one.by_differences)
     return middle if ratios[-1] - ratios[0] <= 1e-4 * abs(middle - 1) + 2 * blur else None
-
-
-def _shape_of_error(measured: Sequence[Measured]) -> str:
-    factor = common_factor(measured)
-    if factor is None:
-        return ""
-    return "it is zero" if factor == 0 else f"it is {factor:.6g} times the true gradient"
 
 
 def _why_coarse(measured: Sequence[Measured], noise: Noise) -> str:

@@ -301,6 +301,33 @@ class TestRandomness:
         assert x.grad is None
 
 
+def test_a_hook_on_a_parameter_belongs_to_its_gradient() -> None:
+    layer = nn.Linear(3, 2)
+    layer.weight.register_hook(lambda grad: grad * 2)
+    weight, bias = checked(layer, torch.randn(4, 3)).tensors
+    assert (weight.verdict, bias.verdict) == ("wrong", "right")
+    assert "it is 2 times the true gradient" in weight.detail
+    assert len(layer.weight._backward_hooks or {}) == 1
+
+
+def test_a_gradient_that_is_forgotten_is_told_from_zeros() -> None:
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, scale: Tensor, forgets: bool) -> Tensor:
+            ctx.save_for_backward(scale)
+            ctx.forgets = forgets
+            return x * scale
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            return grad * ctx.saved_tensors[0], None if ctx.forgets else torch.zeros_like(grad), None
+
+    inputs = (random_input(3), random_input(3))
+    for forgets, words in ((True, "the backward gives it none"), (False, "it is zero")):
+        _, scale = checked(Scaled.apply, *inputs, forgets).tensors
+        assert (scale.verdict, words in scale.detail) == ("wrong", True)
+
+
 class TestMistakes:
     def error(self, function: Callable[..., Any], *inputs: Any) -> TargetError:
         with pytest.raises(TargetError) as caught:

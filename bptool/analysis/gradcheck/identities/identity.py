@@ -105,6 +105,8 @@ def as_identity(
     error = f"off by {worst.relative_error:.1e}, rounding allows {worst.tolerance:.1e}"
     if worst.relative_error == 0:
         error = "no difference at all"
+    elif math.isinf(worst.relative_error):
+        error = "there is nothing to compare"
     return Identity(
         name=name,
         holds=worst.holds,
