@@ -109,7 +109,7 @@ def test_three_million_parameters() -> None:
             seen = max(tensor.detectable_relative_error or 0.0 for tensor in result.tensors)
             share = 1 - cost.identities_s / cost.check_s
             print(
-                f"  {cost.passes:5.1f} passes ({share:.0%} without the identities), {cost.check_s:.1f} s, {cpu_s:.1f} s of"
-                f" CPU, {result.checked_count:,} numbers; would have caught {seen:.0e}"
+                f"  {cost.passes:5.1f} passes ({share:.0%} without the identities), {cost.check_s:.1f} s,"
+                f" {cpu_s:.1f} s of CPU, {result.checked_count:,} numbers; would have caught {seen:.0e}"
             )
             assert result.passed
