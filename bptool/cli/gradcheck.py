@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -82,12 +83,13 @@ def gradcheck(
     wanted = Wanted(precision=precision, mutate=mutate)
     with (
         redirect_stdout(sys.stderr),
-        counting_steps("bug") as done,
+        counting_steps("bug", before="checking") as done,
     ):  # what the user's own code prints is not our result
         result = answer(target, overrides, wanted, seed=seed, listener=Listener(_expected, done))
     if html:
         _write(html, result)
-    typer.echo(result.json_text() if json else render(result))
+    width = max(60, min(shutil.get_terminal_size((114, 24)).columns, 200))
+    typer.echo(result.json_text() if json else render(result, width=width))
     if not result.passed:
         raise typer.Exit(AnswerIsNo.exit_code)
 

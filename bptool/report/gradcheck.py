@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections import Counter
 
 from bptool.analysis.gradcheck.result import FAILING, GradcheckResult, TensorCheck
 from bptool.report.gradcheck_lesson import identities_text, precision_text
 from bptool.report.gradcheck_mutations import mutations_text
-from bptool.report.text import aligned, columns, next_commands
+from bptool.report.text import WIDTH, aligned, columns, next_commands, visible
 from bptool.units import format_count, format_duration
 
 _FOLDED = 12
 """Right tensors beyond so many are one line."""
 
 
-def render(result: GradcheckResult) -> str:
-    """The report."""
+def render(result: GradcheckResult, *, width: int = WIDTH) -> str:
+    """The report, its words in lines of `width` characters."""
     blocks = [
         _headline(result),
-        *([_tensors(result)] if _shown(result) else []),
+        *([_tensors(result, width)] if _shown(result) else []),
         *([_folded(result)] if _folds(result) else []),
-        _probes(result),
-        *([identities_text(result.identities)] if result.identities else []),
-        *([precision_text(result.precision)] if result.precision else []),
-        *([mutations_text(result.mutations)] if result.mutations else []),
+        _probes(result, width),
+        *([identities_text(result.identities, width)] if result.identities else []),
+        *([precision_text(result.precision, width)] if result.precision else []),
+        *([mutations_text(result.mutations, width)] if result.mutations else []),
         aligned(cost_rows(result)),
-        *([_sentences("made smaller for float64", result.sizes_cut)] if result.sizes_cut else []),
-        *([_sentences("taken for granted, or left out", result.assumptions)] if result.assumptions else []),
+        *([_sentences("made smaller for float64", result.sizes_cut, width)] if result.sizes_cut else []),
+        *([_sentences("taken for granted, or left out", result.assumptions, width)] if result.assumptions else []),
         next_commands([_next(result)]),
         *([] if result.passed else [f"not right: {', '.join(result.failures())}"]),
     ]
-    return "\n\n".join(blocks)
+    return visible("\n\n".join(blocks))
 
 
 def _headline(result: GradcheckResult) -> str:
@@ -42,9 +43,9 @@ def _headline(result: GradcheckResult) -> str:
     return f"{asked}: {answer} ({counted}), seed {result.seed}"
 
 
-def _tensors(result: GradcheckResult) -> str:
+def _tensors(result: GradcheckResult, width: int) -> str:
     rows = [["tensor", "shape", "verdict", "relative error", "+-", "would have caught", ""]]
-    return columns([*rows, *map(_row, _shown(result))], right=(3, 4, 5))
+    return columns([*rows, *map(_row, _shown(result))], right=(3, 4, 5), width=width)
 
 
 def _shown(result: GradcheckResult) -> list[TensorCheck]:
@@ -83,11 +84,11 @@ def _folded(result: GradcheckResult) -> str:
     )
 
 
-def _probes(result: GradcheckResult) -> str:
+def _probes(result: GradcheckResult, width: int) -> str:
     rows = [["probe", "", ""]]
     order = sorted(result.probes, key=lambda one: one.holds)
     rows += [[one.name.replace("_", " "), "holds" if one.holds else "FAILS", one.detail] for one in order]
-    return columns(rows) if result.probes else "no probe was made"
+    return columns(rows, width=width) if result.probes else "no probe was made"
 
 
 def cost_rows(result: GradcheckResult) -> list[tuple[str, str]]:
@@ -103,8 +104,9 @@ def cost_rows(result: GradcheckResult) -> list[tuple[str, str]]:
     ]
 
 
-def _sentences(title: str, sentences: list[str]) -> str:
-    return "\n".join([title, *(f"  {sentence}" for sentence in sentences)])
+def _sentences(title: str, sentences: list[str], width: int) -> str:
+    lines = [textwrap.fill(one, width, initial_indent="  ", subsequent_indent="    ") for one in sentences]
+    return "\n".join([title, *lines])
 
 
 def _next(result: GradcheckResult) -> str:

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 
 from bptool.analysis.gradcheck.identities.identity import Identity
 from bptool.analysis.gradcheck.precision import FormatError, PrecisionCheck, TensorPrecision
-from bptool.report.text import columns
+from bptool.report.text import WIDTH, columns
 
 _MOST = 12
 """Parameters that are shown; the others lose less."""
 
 
-def identities_text(identities: Sequence[Identity]) -> str:
+def identities_text(identities: Sequence[Identity], width: int = WIDTH) -> str:
     """Each identity with its figures, those that fail first."""
     lines = ["identities of backpropagation"]
     for identity in sorted(identities, key=lambda one: one.holds):
         lines.append(f"  {identity.name.replace('_', ' ')} {'holds' if identity.holds else 'FAILS'}")
-        lines += textwrap.wrap(identity.detail, 112, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(identity.detail, width, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
-def precision_text(check: PrecisionCheck) -> str:
+def precision_text(check: PrecisionCheck, width: int = WIDTH) -> str:
     """The whole gradient in a sentence, then those parameters that lose most."""
     scaled = check.loss_scale is not None
     heading = [f"{check.mode} beside float64", "relative error", "cosine", "underflow"]
@@ -32,7 +32,7 @@ def precision_text(check: PrecisionCheck) -> str:
     left = len(check.tensors) - _MOST
     more = [f"  ... and {left} that lose less"] if left > 0 else []
     scale = [f"  loss scale {check.loss_scale:g}"] if check.loss_scale is not None else []
-    sentence = textwrap.wrap(check.detail, 114, initial_indent="  ", subsequent_indent="  ")
+    sentence = textwrap.wrap(check.detail, width, initial_indent="  ", subsequent_indent="  ")
     return "\n".join([table, *more, *sentence, *scale, *(f"  {note}" for note in check.notes)])
 
 

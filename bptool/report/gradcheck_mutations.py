@@ -7,17 +7,21 @@ from collections import Counter
 from collections.abc import Sequence
 
 from bptool.analysis.gradcheck.mutation.record import MutationCheck
-from bptool.report.text import columns
+from bptool.report.text import WIDTH, columns
 
 _ORDER = ("missed", "caught", "no_effect")
 
 
-def mutations_text(found: Sequence[MutationCheck]) -> str:
+def mutations_text(found: Sequence[MutationCheck], width: int = WIDTH) -> str:
     """How many were caught, then each with the error that it made; what does not apply is one paragraph."""
     made = sorted((one for one in found if one.outcome in _ORDER), key=lambda one: _ORDER.index(one.outcome))
-    table = columns([["a bug in its own backward", "", "error", "where"], *map(_row, made)], right=(2,))
+    table = columns([["a bug in its own backward", "", "error", "where"], *map(_row, made)], right=(2,), width=width)
     return "\n".join(
-        [f"mutations: {summary(found)}", *([table] if made else []), *map(_wrapped, not_applicable(found))]
+        [
+            f"mutations: {summary(found)}",
+            *([table] if made else []),
+            *(_wrapped(one, width) for one in not_applicable(found)),
+        ]
     )
 
 
@@ -54,5 +58,5 @@ def not_applicable(found: Sequence[MutationCheck]) -> list[str]:
     return sentences
 
 
-def _wrapped(sentence: str) -> str:
-    return textwrap.fill(sentence, 112, initial_indent="  ", subsequent_indent="    ")
+def _wrapped(sentence: str, width: int) -> str:
+    return textwrap.fill(sentence, width, initial_indent="  ", subsequent_indent="    ")

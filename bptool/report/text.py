@@ -6,6 +6,10 @@ import re
 import textwrap
 from collections.abc import Sequence
 
+WIDTH = 114
+"""Of lines where nothing is known of what shows them."""
+_ROOM = 30
+"""A column of words is no narrower."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -15,8 +19,14 @@ def aligned(rows: Sequence[tuple[str, str]], indent: str = "  ") -> str:
     return "\n".join(f"{indent}{label:<{width}}  {value}" for label, value in rows)
 
 
-def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: str = "  ") -> str:
-    """A table, its first row the heading, which is not indented; `right` are the columns set to the right."""
+def columns(
+    rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: str = "  ", width: int | None = None
+) -> str:
+    """A table, its first row the heading, which is not indented; `right` are the columns set to the right.
+
+    Args:
+        width: where given, words of the last column that go beyond it are wrapped, or have lines of their own.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] += len(indent)
     lines = []
@@ -27,7 +37,8 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent:
             f"{cell:>{width}}" if i in right else f"{cell:<{width}}"
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
-        lines.append("  ".join(padded).rstrip())
+        line = "  ".join(padded).rstrip()
+        lines += [line] if width is None or len(line) <= width else _wrapped(padded[:-1], row[-1], width)
     return "\n".join(lines)
 
 
@@ -41,6 +52,18 @@ def hanging(sentence: str, width: int, indent: str = "  ") -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _wrapped(cells: Sequence[str], words: str, width: int) -> list[str]:
+    """A row whose last cell takes several lines: beside the others where there is room, else below them."""
+    line = "  ".join(cells).rstrip()
+    start = len("  ".join([*cells, ""]))
+    if width - start >= _ROOM:
+        return textwrap.fill(words, width, initial_indent="  ".join([*cells, ""]), subsequent_indent=" " * start).split(
+            "\n"
+        )
+    below = " " * 6
+    return [line, *textwrap.wrap(words, width, initial_indent=below, subsequent_indent=below)]
 
 
 def visible(text: str) -> str:

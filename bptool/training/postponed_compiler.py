@@ -7,6 +7,7 @@ _compile.py). Loading it takes about a second, of the five of a prediction.
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import sys
 import threading
@@ -75,6 +76,8 @@ class _Postponed(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what Python itself asks of any module
             raise AttributeError(f"module '{_NAME}' has no attribute '{name}'")
+        if f"{_NAME}.{name}" == _SETTINGS:  # activation checkpointing takes them for imported
+            return importlib.import_module(_SETTINGS)
         _load(self)
         return getattr(self, name)
 

@@ -163,6 +163,12 @@ def test_mistakes_of_the_target(own: Path, name: str, words: list[str]) -> None:
     assert [word for word in words if word not in done.err] == []
 
 
+def test_a_key_that_changes_nothing_is_refused(own: Path) -> None:
+    done = invoke("gradcheck", "mine.py:right", "training.steps=3")
+    assert (done.code, done.out) == (2, "")
+    assert "training.steps=3 changes nothing" in done.err
+
+
 def test_what_does_not_fit_is_the_machines_no(own: Path) -> None:
     done = invoke("gradcheck", "mine.py:huge")
     assert (done.code, done.out) == (3, "")

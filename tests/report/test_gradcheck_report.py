@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from bptool.analysis.gradcheck.result import Cost, GradcheckResult, ProbeCheck, TensorCheck
 from bptool.report.gradcheck import render
 
@@ -52,6 +54,20 @@ def test_the_verdict_comes_first_and_many_right_tensors_are_one_line() -> None:
         "20 tensors are right: relative errors up to 1.0e-10; any error from 1.9e-08 on would have been caught" in text
     )
     assert "  w3 " not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_words_are_wrapped_to_the_width(width: int) -> None:
+    words = "forward-mode jvp agrees with the differences, so that it is the backward's formula which is wrong here"
+    probe = ProbeCheck(name="second_call", holds=False, detail=f"{words} " * 3)
+    shown = result(tensor("w", "wrong", relative_error=0.5, detail=words), probes=[probe], assumptions=[words])
+    lines = render(shown, width=width).split("\n")
+    assert [line for line in lines if len(line) > max(width, 71)] == []  # the table of figures is as wide as that
+    assert " ".join(" ".join(lines).split()).count(words) == 5
+
+
+def test_nobodys_words_steer_the_terminal() -> None:
+    assert "\x1b" not in render(result(tensor("w\x1b[2J", "right")))
 
 
 def test_few_right_tensors_are_shown_each() -> None:

@@ -58,6 +58,17 @@ def test_a_step_in_earnest_does_without_and_compiles_later() -> None:
     """)
 
 
+def test_recomputation_in_earnest_does_without() -> None:
+    """It takes the settings for imported."""
+    run("""
+    from torch.utils.checkpoint import checkpoint
+    layer = torch.nn.Linear(3, 3)
+    checkpoint(layer, torch.ones(2, 3), use_reentrant=False).sum().backward()
+    assert layer.weight.grad is not None
+    assert "torch._dynamo.config" in sys.modules and not loaded()
+    """)
+
+
 def test_pytorchs_own_functions_are_hidden_from_a_compiler_that_comes_later() -> None:
     """An optimizer's update is run without it first, and then within what is compiled."""
     run("""

@@ -17,7 +17,7 @@ from bptool.analysis.gradcheck.workloads import affordable, workload_target
 from bptool.config.asked import Asked, read_command_line
 from bptool.config.schema import PrecisionSettings
 from bptool.errors import OutOfMemory, UsageError, nearest
-from bptool.hardware import resolve_device
+from bptool.hardware import resolve_device, tune_cpu_allocator
 from bptool.training.gradient_target import GradientTarget
 from bptool.training.seeds import derive_seed
 from bptool.training.user_code import load_gradient_target, users_errors
@@ -45,7 +45,7 @@ class Wanted:
         Args:
             step: whether there is a training step, whose identities are checked.
         """
-        return (50 if step else 0) + (100 if self.mutate else 0)
+        return (25 if step else 0) + (100 if self.mutate else 0)
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def answer(
     command_line = read_command_line(target_text, overrides, command="gradcheck")
     listener = listener or Listener()
     seed = fresh_seed() if seed is None else seed
+    tune_cpu_allocator()
     torch.manual_seed(derive_seed(seed, "target"))  # sample inputs are a function of the seed, as the directions are
     with users_errors(command_line.code), _memory_errors(command_line.words):
         asked = _checked(command_line, seed)
@@ -135,6 +136,11 @@ def _checked(found: Asked, seed: int) -> _Checked:
     else:
         made = load_gradient_target(found.code)
         if isinstance(made, GradientTarget):
+            if found.overrides:
+                raise UsageError(
+                    f"{found.words} is a function, in which {', '.join(found.overrides)} changes nothing",
+                    f"leave it out: bptool gradcheck {found.words}",
+                )
             return _Checked(found.words, found.overrides, None, made, [], found.notes)
         workload, target, sizes_cut = affordable(made, workload_target(made, seed=seed, device=device))
     trained = Trained(config, workload, found.code is None, device)

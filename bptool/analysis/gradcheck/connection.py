@@ -130,6 +130,12 @@ class _Trace(TorchFunctionMode):
         self._cuts[id(made)] = {**self.cuts_of(made), **cuts}
 
 
+def full_name(func: Any) -> str:
+    """`Tensor.argmax`, `nn.functional.softmax`."""
+    name: str = resolve_name(func) or getattr(func, "__name__", "an operation")
+    return name.removeprefix("torch.")
+
+
 def plain_name(func: Any) -> str:
     """`argmax` of `torch.Tensor.argmax`, `data` of the property, `add` of `add_` and `__iadd__`."""
     full: str = (resolve_name(func) or getattr(func, "__name__", "")).removesuffix(".__get__")

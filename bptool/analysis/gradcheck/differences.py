@@ -89,7 +89,8 @@ def estimate_noise(subject: Subject, direction: Mapping[str, Tensor], epsilon: f
 
     Where f computes in a lower precision, its staircase is too coarse to be seen so; epsilon tells.
     """
-    values = [subject.value_at(direction, 2.0**-24 * k) for k in range(1, 11)]
+    with subject.values_along(direction) as value_at:
+        values = [value_at(2.0**-24 * k) for k in range(1, 11)]
     scale = max(map(abs, values))
     fourth = torch.tensor(values, dtype=torch.float64)
     for _ in range(4):

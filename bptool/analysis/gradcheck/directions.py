@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -72,10 +73,14 @@ class Directions:
         self.gradients = gradients
         self.noise = noise
         self.floor = floor
-        self.value = subject.value()
         large = subject.n_elements > LARGE
         self.goal, self.n_steps = (COARSE, _FEW_STEPS) if large else (FINE, _STEPS)
         self.scales = {name: leaf.scale for name, leaf in subject.leaves.items()}
+
+    @cached_property
+    def value(self) -> float:
+        """L at the point, evaluated once, where it is asked for."""
+        return self.subject.value()
 
     def norm(self, name: str) -> float:
         """||g||, times the unit of a step: the standard deviation of L's slope along the tensor's directions."""
@@ -110,20 +115,20 @@ class Directions:
         return self._measured(direction, COARSE, _FEW_STEPS, 1.0)
 
     def _measured(self, direction: Mapping[str, Tensor], goal: float, n_steps: int, offset: float) -> Measured:
+        by_backward, size = self.by_backward(direction)
+        # Of what is zero, it is enough to know that it is small beside the other tensors' gradients.
+        goal = goal * size if size > self.floor else 1e3 * self.floor
+        center = self.value
+        with self.subject.values_along(direction) as value_at:
+            found = slope(value_at, center, self.noise, goal=goal, offset=offset, n_steps=n_steps)
+        own = size * max(_BACKWARD_ROUNDING, 16 * self.noise.epsilon)
+        return Measured(found.value, by_backward, found.error_bar + own, found.jump)
+
+    def by_backward(self, direction: Mapping[str, Tensor]) -> tuple[float, float]:
+        """<g, v>, and its size for a typical v of that length."""
         shares = [inner(self._gradient(name), v) for name, v in direction.items()]
         sizes = [_norm(self._gradient(name)) * _norm(v) / math.sqrt(max(v.numel(), 1)) for name, v in direction.items()]
-        size = math.hypot(*sizes)
-        found = slope(
-            lambda step: self.subject.value_at(direction, step),
-            self.value,
-            self.noise,
-            # Of what is zero, it is enough to know that it is small beside the other tensors' gradients.
-            goal=goal * size if size > self.floor else 1e3 * self.floor,
-            offset=offset,
-            n_steps=n_steps,
-        )
-        own = size * max(_BACKWARD_ROUNDING, 16 * self.noise.epsilon)
-        return Measured(found.value, sum(shares), found.error_bar + own, found.jump)
+        return sum(shares), math.hypot(*sizes)
 
     def confirmed(self, direction: Mapping[str, Tensor]) -> bool:
         """Whether other steps along the same direction disagree with the backward too."""

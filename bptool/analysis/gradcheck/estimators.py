@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from bptool.analysis.gradcheck.choices import Path, followed
 from bptool.analysis.gradcheck.estimates import Directions, Means, directions
 from bptool.analysis.gradcheck.expectation import HardSteps, Truth, enumerated, few_paths, sampled, smoothed
+from bptool.analysis.gradcheck.nodes import nodes_from
 from bptool.analysis.result import Record
 from bptool.model.estimators import ESTIMATED_EDGES, Baseline, Watcher, watched_by
 from bptool.training.seeds import derive_seed
@@ -239,25 +240,11 @@ def _sentence(check: EstimatorCheck) -> str:
 def _estimators(output: Tensor) -> list[tuple[str, list[Tensor]]]:
     """Each estimator in the graph, and the leaves whose gradients come through its estimate."""
     found = []
-    for node in _nodes(output.grad_fn):
+    for node in nodes_from([output.grad_fn]):
         if node.name() in ESTIMATED_EDGES:
             name, edge = ESTIMATED_EDGES[node.name()]
-            ends = [getattr(end, "variable", None) for end in _nodes(node.next_functions[edge][0])]
+            ends = [getattr(end, "variable", None) for end in nodes_from([node.next_functions[edge][0]])]
             found.append((name, [end for end in ends if end is not None]))
-    return found
-
-
-def _nodes(start: Any) -> list[Any]:
-    """Every node of autograd's graph that a gradient can reach from here."""
-    found, waiting = [], [start]
-    seen: set[Any] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.append(node)
-        waiting += [following for following, _ in node.next_functions]
     return found
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor  # no public name tells a fake tensor from a real one
 from torch.utils._pytree import tree_map  # what torch itself nests tensors with
 
 from bptool.analysis.activation_budget import settled
@@ -40,9 +42,19 @@ class ModelAtHand:
     device: torch.device
 
     def changed(self, changes: Mapping[str, object]) -> ModelAtHand:
-        """The same under other settings."""
+        """The same under other settings; a model that they do not change is not drawn again."""
         config = override(self.config, changes)
-        return replace(self, config=config, workload=transformer_workload(config) if self.built_in else self.workload)
+        if not self.built_in:
+            return replace(self, config=config)
+        workload = transformer_workload(config)
+        same = config.model == self.config.model
+        workload = replace(workload, model=self.workload.model) if same else drawn_once(workload)
+        return replace(self, config=config, workload=workload)
+
+    @property
+    def few_tokens(self) -> int:
+        """A sequence length for what does not depend on it."""
+        return max(self.config.training.sequence_length // 4, 1)
 
     def batches(self, count: int, dtype: torch.dtype | None) -> list[Batch]:
         """Micro-batches, with floating point in `dtype`, or as the workload makes them."""
@@ -81,6 +93,24 @@ class ModelAtHand:
     def seed_all(self, purpose: str) -> None:
         """Make what PyTorch's global generators draw next a function of the seed and its purpose."""
         torch.manual_seed(derive_seed(self.seed, "gradcheck", purpose))
+
+
+def drawn_once(workload: Workload) -> Workload:
+    """The same workload, whose weights are drawn once for each dtype and copied after.
+
+    A dozen steps begin from the same weights, and drawing them takes about as long as a forward.
+    """
+    drawn: dict[torch.dtype, nn.Module] = {}
+
+    def model() -> nn.Module:
+        here = torch.empty(0)
+        if isinstance(here, FakeTensor) or here.is_meta:  # as a plan's prediction has it: these have no weights
+            return workload.model()
+        if here.dtype not in drawn:
+            drawn[here.dtype] = workload.model()
+        return copy.deepcopy(drawn[here.dtype])
+
+    return replace(workload, model=model)
 
 
 def placed(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:

@@ -6,7 +6,7 @@ right, as nobody is misled; only a backward that fails on an incoming gradient d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bptool.analysis.gradcheck.differences import Noise
 from bptool.analysis.gradcheck.probing import HOLDS, Answer, Setting, compared, first_line
-from bptool.analysis.gradcheck.result import ProbeCheck
+from bptool.analysis.gradcheck.result import ProbeCheck, Verdict
 from bptool.analysis.gradcheck.second_order import double_backward
 from bptool.analysis.gradcheck.strange_inputs import (
     expanded_inputs,
@@ -22,18 +22,19 @@ from bptool.analysis.gradcheck.strange_inputs import (
     repeated_indices,
     zero_indices,
 )
-from bptool.analysis.gradcheck.subject import Gradients, Subject, gaussian_like, real_view
+from bptool.analysis.gradcheck.subject import Gradients, Subject, real_view
+from bptool.analysis.gradcheck.tangents import forward_slope, has_own_jvp
 
 
-def probe(subject: Subject, gradients: Gradients, noise: Noise, *, wrong: bool) -> list[ProbeCheck]:
+def probe(subject: Subject, gradients: Gradients, noise: Noise, verdicts: Mapping[str, Verdict]) -> list[ProbeCheck]:
     """Every probe's answer; a probe that does not apply holds and says so. Without any gradient none is asked.
 
     Args:
-        wrong: whether a gradient is known to be wrong already.
+        verdicts: of each tensor, by name.
     """
     if all(grad is None for grad in gradients.values()):
         return []
-    setting = Setting(subject, gradients, noise, wrong)
+    setting = Setting(subject, gradients, noise, verdicts)
     answers = {ask.__name__: ask(setting) for ask in PROBES}
     subject.clear()
     return [ProbeCheck(name=name, holds=found.holds, detail=found.detail) for name, found in answers.items()]
@@ -59,15 +60,52 @@ def expanded_gradient(setting: Setting) -> Answer:
     return _with_incoming(setting, expanded, lambda weight: expanded(weight).contiguous())
 
 
+def unchanged_gradient(setting: Setting) -> Answer:
+    """The gradient that comes in is as it was after the backward: it may belong to somebody else."""
+    if _is_scalar(setting.subject):
+        return Answer(True, "nothing to ask: the output is a scalar")
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def sent(weight: Tensor) -> Tensor:
+        kept.append((weight.clone(), weight))
+        return kept[-1][0]
+
+    _gradients_for(setting.subject, sent)
+    if all(torch.equal(after, before) for after, before in kept):
+        return Answer(True, "the gradient that comes in is left as it is")
+    return Answer(False, "the backward changes the gradient that comes in: work on a copy, grad = grad.clone()")
+
+
 def rng_replay(setting: Setting) -> Answer:
     """Random numbers drawn again from the same seed give the same gradient."""
     subject = setting.subject
     torch.manual_seed(subject.random_seed)
     before = torch.get_rng_state()
-    _, gradients = subject.gradient()
+    subject.value()
     if torch.equal(before, torch.get_rng_state()):
         return Answer(True, "it draws no random numbers")
-    return compared(setting, gradients, HOLDS)
+    return compared(setting, subject.gradient()[1], HOLDS)
+
+
+def forward_mode(setting: Setting) -> Answer:
+    """Where a function has a `jvp` of its own, it gives the slope along a direction that the right backward gives."""
+    if not has_own_jvp(setting.subject.scalar(setting.subject.outputs())):
+        return Answer(True, "nothing to ask: no autograd.Function with a jvp of its own")
+    names = [name for name, verdict in setting.verdicts.items() if verdict == "right"]
+    directions = setting.directions()
+    direction = {n: v for n, v in directions.draw(names, "forward mode").items() if v.numel()}
+    if not direction:
+        return Answer(True, "nothing to ask: no gradient is known to be right")
+    try:
+        forward = forward_slope(setting.subject, direction)
+    except Exception as error:  # whatever an operation without forward mode raises
+        return Answer(True, f"not offered: {first_line(error)}")
+    if forward is None:
+        return Answer(True, "not offered: no tangent arrives at the output")
+    backward, size = directions.by_backward(direction)
+    if abs(forward - backward) <= 1e6 * setting.noise.epsilon * size:
+        return Answer(True, "the same slope along a direction")
+    return Answer(False, f"the slope along a direction is {forward:.6g}, and {backward:.6g} by the right backward")
 
 
 def second_call(setting: Setting) -> Answer:
@@ -105,8 +143,7 @@ def accumulation(setting: Setting) -> Answer:
     held = {}
     for name, leaf in subject.leaves.items():
         grad = setting.gradients[name]
-        size = 1.0 if grad is None or not grad.numel() else float(real_view(grad).abs().max().item()) or 1.0
-        held[name] = gaussian_like(leaf.base, subject.generator("held", name)) * size
+        held[name] = torch.full_like(leaf.base, _largest(grad))
         leaf.tensor.grad = held[name].clone()
     subject.scalar(subject.outputs()).backward()
     gradients: Gradients = {}
@@ -118,14 +155,23 @@ def accumulation(setting: Setting) -> Answer:
     return compared(setting, gradients, HOLDS)
 
 
+def _largest(grad: Tensor | None) -> float:
+    """Its largest element, or 1 where there is none but 0."""
+    if grad is None or not grad.numel():
+        return 1.0
+    return float(real_view(grad).abs().nan_to_num(0, 0, 0).max().item()) or 1.0
+
+
 PROBES: tuple[Callable[[Setting], Answer], ...] = (
     noncontiguous_gradient,
     expanded_gradient,
+    unchanged_gradient,
     noncontiguous_inputs,
     expanded_inputs,
     zero_indices,
     repeated_indices,
     rng_replay,
+    forward_mode,
     double_backward,
     second_call,
     accumulation,
@@ -134,8 +180,7 @@ PROBES: tuple[Callable[[Setting], Answer], ...] = (
 
 def _with_incoming(setting: Setting, strange: Callable[[Tensor], Tensor], plain: Callable[[Tensor], Tensor]) -> Answer:
     subject = setting.subject
-    weights = subject.output_weights()
-    if all(weight is None or weight.numel() == 1 for weight in weights):
+    if _is_scalar(subject):
         return Answer(True, "nothing to ask: the output is a scalar")
     try:
         gradients = _gradients_for(subject, strange)
@@ -144,11 +189,15 @@ def _with_incoming(setting: Setting, strange: Callable[[Tensor], Tensor], plain:
     return compared(setting, gradients, HOLDS, reference=_gradients_for(subject, plain))
 
 
+def _is_scalar(subject: Subject) -> bool:
+    return all(weight is None or weight.numel() == 1 for weight in subject.output_weights())
+
+
 def _gradients_for(subject: Subject, incoming: Callable[[Tensor], Tensor]) -> Gradients:
     """The leaves' gradients with changed weights coming in at the outputs."""
     subject.clear()
     ends: list[Tensor] = [
-        _Sends.apply(output, incoming(weight))  # type: ignore[no-untyped-call]
+        _Sends.apply(output, incoming(weight.clone()))  # type: ignore[no-untyped-call]
         for output, weight in zip(subject.outputs(), subject.output_weights(), strict=True)
         if weight is not None and output.requires_grad
     ]

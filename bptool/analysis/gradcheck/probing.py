@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bptool.analysis.gradcheck.differences import Noise
 from bptool.analysis.gradcheck.directions import Directions
+from bptool.analysis.gradcheck.result import Verdict
 from bptool.analysis.gradcheck.subject import Gradients, Subject, inner
 
 HOLDS = "the same gradient"
@@ -19,12 +20,22 @@ _LONGEST = 90
 
 @dataclass(frozen=True)
 class Setting:
-    """What a probe is given: the subject, the gradient, how exact values are, and whether the gradient is wrong."""
+    """What a probe is given: the subject, the gradient, how exact values are, and each tensor's verdict."""
 
     subject: Subject
     gradients: Gradients
     noise: Noise
-    wrong: bool
+    verdicts: Mapping[str, Verdict]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether a gradient is known to be wrong already."""
+        return "wrong" in self.verdicts.values()
+
+    @property
+    def finite(self) -> bool:
+        """Whether all gradients are."""
+        return all(grad is None or bool(torch.isfinite(grad).all()) for grad in self.gradients.values())
 
     def directions(self, gradients: Gradients | None = None) -> Directions:
         """Directions to measure along, for another gradient too."""
@@ -45,17 +56,27 @@ class Answer:
 
 
 def compared(setting: Setting, found: Gradients, good: str, *, reference: Gradients | None = None) -> Answer:
-    """Whether gradients are those that were judged (or the reference); NaN equals NaN."""
+    """Whether gradients are those that were judged (or the reference); NaN equals NaN.
+
+    What is another at each run is compared with nothing.
+    """
     reference = setting.gradients if reference is None else reference
     tolerance = 1e6 * setting.noise.epsilon
-    largest = max(map(_norm, [*reference.values(), *setting.gradients.values()]), default=0.0)
-    for name, right in reference.items():
-        apart = _apart(found[name], right)
+    names = [name for name in reference if setting.verdicts[name] != "nondeterministic"]
+    distances = {name: apart for name in names if (apart := _apart(found[name], reference[name]))}
+    largest = max(map(_size, [*reference.values(), *setting.gradients.values()]), default=0.0) if distances else 0.0
+    for name, apart in distances.items():
+        size = _size(reference[name])
         # What is rounding beside the other tensors' gradients may be other rounding.
-        if not apart <= tolerance * max(_norm(right), 1e-4 * largest):
-            ratio = apart / _norm(right) if _norm(right) else math.inf
-            return Answer(False, f"the gradient of {name} differs by {ratio:.1e} of its norm")
-    return Answer(True, good)
+        if not apart <= tolerance * max(size, 1e-4 * largest):
+            return Answer(False, f"the gradient of {name} {_differs(apart, size)}")
+    return Answer(True, good if names else "nothing to ask: the gradient is another at each run")
+
+
+def _differs(apart: float, size: float) -> str:
+    if not math.isfinite(apart):
+        return "is not finite then"
+    return f"differs by {apart / size if size else math.inf:.1e} of its norm"
 
 
 def first_line(error: BaseException) -> str:
@@ -66,14 +87,19 @@ def first_line(error: BaseException) -> str:
 
 def _apart(found: Tensor | None, right: Tensor | None) -> float:
     zero = right if found is None else found
-    if zero is None:
+    if zero is None or (found is not None and right is not None and torch.equal(found, right)):
         return 0.0
     none = torch.zeros_like(zero)
     found, right = none if found is None else found, none if right is None else right
     both_nan = found.isnan() & right.isnan()
     same = both_nan | (found == right)  # also where both are infinite
-    return _norm(torch.where(same, 0, found - right))
+    difference = torch.where(same, 0, found - right)
+    return math.sqrt(inner(difference, difference))
 
 
-def _norm(grad: Tensor | None) -> float:
-    return 0.0 if grad is None else math.sqrt(inner(grad, grad))
+def _size(grad: Tensor | None) -> float:
+    """Norm of the elements that are finite."""
+    if grad is None:
+        return 0.0
+    finite = torch.where(torch.isfinite(grad), grad, 0)
+    return math.sqrt(inner(finite, finite))

@@ -8,14 +8,17 @@ from one seed in every evaluation, and buffers are put back before each, so that
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves  # pytrees have no public name yet
 
 from bptool.analysis.gradcheck.arguments import Arguments, in_float64, module_of
@@ -23,6 +26,7 @@ from bptool.analysis.gradcheck.random_state import seed_generators
 from bptool.errors import BptoolError, TargetError
 from bptool.training.gradient_target import GradientTarget
 from bptool.training.seeds import derive_seed
+from bptool.training.user_code import describe
 
 Gradients = dict[str, Tensor | None]
 """By the name of the tensor; None where autograd gave none."""
@@ -58,13 +62,17 @@ class Subject:
 
     Args:
         seed: of the projection, of what the function draws, and of the directions.
+        within: entered around each call of the function.
 
     Raises:
         TargetError: the target has nothing to check, returns no tensor, changes its inputs, or refuses float64.
     """
 
-    def __init__(self, target: GradientTarget, *, seed: int) -> None:
+    def __init__(
+        self, target: GradientTarget, *, seed: int, within: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
         self.seed = seed
+        self._within = within
         self.random_seed = derive_seed(seed, "forward")
         self.target = target
         try:
@@ -75,11 +83,14 @@ class Subject:
                 "keep only parameters, buffers and plain values in it",
             ) from error
         self.module = module_of(self.function)
+        self._refuse_lazy()
+        self._carry_hooks()
         self.arguments = Arguments(self.function, target.inputs)
         self._convert()
         self.leaves = self._find_leaves()
-        self._buffers = [(b, b.detach().clone()) for b in self.module.buffers()] if self.module else []
+        self._buffers = [(b, b.detach().clone()) for b in self.module.buffers()] if self.module is not None else []
         self._weights: list[Tensor | None] = []
+        self._timed: list[tuple[float, float]] = []
         self.evaluations = 0
         self.records_graph = False  # whether plain values are taken with the graph recorded too
         self._first_call()
@@ -92,7 +103,8 @@ class Subject:
     def outputs(self) -> list[Tensor]:
         """Run the function once, from the same random numbers; its floating point and complex tensors."""
         self._begin()
-        return _differentiable(self.arguments.call(self.function))
+        with self._within():
+            return _differentiable(self.arguments.call(self.function))
 
     def outputs_with(self, values: Mapping[str, Tensor]) -> list[Tensor]:
         """The same with other tensors in some leaves' places."""
@@ -100,11 +112,12 @@ class Subject:
         places = {id(self.leaves[name].tensor): value for name, value in values.items()}
         args, kwargs = self.arguments.replaced(lambda tensor: places.get(id(tensor), tensor))
         parameters = {name: value for name, value in values.items() if self.leaves[name].kind == "parameter"}
-        if self.module is None:
-            return _differentiable(self.function(*args, **kwargs))
-        call = _Call(self.module, self.function)
-        inside = {f"module.{name}": value for name, value in parameters.items()}
-        return _differentiable(functional_call(call, inside, tuple(args), kwargs))
+        with self._within():
+            if self.module is None:
+                return _differentiable(self.function(*args, **kwargs))
+            call = _Call(self.module, self.function)
+            inside = {f"module.{name}": value for name, value in parameters.items()}
+            return _differentiable(functional_call(call, inside, tuple(args), kwargs))
 
     def _begin(self) -> None:
         self.evaluations += 1
@@ -128,12 +141,20 @@ class Subject:
         return list(self._weights)
 
     def gradient(self) -> tuple[float, Gradients]:
-        """L and its gradient where the leaves are now, by one forward and one backward."""
+        """L and its gradient where the leaves are now, by one forward and one backward; both are timed."""
         self.clear()
+        start = time.perf_counter()
         value = self.scalar(self.outputs())
+        middle = time.perf_counter()
         if value.requires_grad:
             value.backward()
+        self._timed.append((middle - start, time.perf_counter() - middle))
         return float(value.item()), self.collected()
+
+    def pass_seconds(self) -> tuple[float, float]:
+        """What a forward with its graph and the backward took: medians of all but the first."""
+        forwards, backwards = zip(*(self._timed[1:] or self._timed), strict=True)
+        return statistics.median(forwards), statistics.median(backwards)
 
     def clear(self) -> None:
         """Forget accumulated gradients."""
@@ -149,22 +170,31 @@ class Subject:
         return found
 
     @contextmanager
-    def moved(self, direction: Mapping[str, Tensor], step: float) -> Iterator[None]:
-        """With the leaves at base + step * direction."""
-        with torch.no_grad():
-            for name, change in direction.items():
-                torch.add(self.leaves[name].base, change, alpha=step, out=self.leaves[name].tensor.detach())
+    def along(self, direction: Mapping[str, Tensor]) -> Iterator[Callable[[float], None]]:
+        """Gives what puts the leaves at base + step * direction; afterwards they are at the base again."""
+
+        def go(step: float) -> None:
+            with torch.no_grad():
+                for name, change in direction.items():
+                    torch.add(self.leaves[name].base, change, alpha=step, out=self.leaves[name].tensor.detach())
+
         try:
-            yield
+            yield go
         finally:
             with torch.no_grad():
                 for name in direction:
                     self.leaves[name].tensor.detach().copy_(self.leaves[name].base)
 
-    def value_at(self, direction: Mapping[str, Tensor], step: float) -> float:
-        """L at base + step * direction."""
-        with self.moved(direction, step):
-            return self.value()
+    @contextmanager
+    def values_along(self, direction: Mapping[str, Tensor]) -> Iterator[Callable[[float], float]]:
+        """Gives L as a function of the step along a direction."""
+        with self.along(direction) as go:
+
+            def value_at(step: float) -> float:
+                go(step)
+                return self.value()
+
+            yield value_at
 
     @contextmanager
     def shifted(self, direction: Mapping[str, Tensor]) -> Iterator[None]:
@@ -186,6 +216,24 @@ class Subject:
         """Random numbers that are a function of the seed and of what they are for."""
         return torch.Generator().manual_seed(derive_seed(self.seed, *purpose))
 
+    def _refuse_lazy(self) -> None:
+        named = self.module.named_parameters() if self.module is not None else ()
+        lazy = [name for name, parameter in named if isinstance(parameter, UninitializedParameter)]
+        if lazy:
+            raise TargetError(
+                f"the module's parameters have no shape before its first call: {', '.join(lazy)}",
+                "call it once on its sample inputs before you hand it over",
+            )
+
+    def _carry_hooks(self) -> None:
+        """Hooks that change a parameter's gradient belong to it; a copy of a module has lost them."""
+        given = module_of(self.target.function)
+        if self.module is None or given is None:
+            return
+        for before, own in zip(given.parameters(), self.module.parameters(), strict=True):
+            for hook in (before._backward_hooks or {}).values():  # no public name lists them
+                own.register_hook(hook)
+
     def _convert(self) -> None:
         if self.module is not None:
             for tensor in [*self.module.parameters(), *self.module.buffers()]:
@@ -193,7 +241,7 @@ class Subject:
                 tensor.grad = None
 
     def _find_leaves(self) -> dict[str, Leaf]:
-        parameters = self.module.named_parameters() if self.module else ()
+        parameters = self.module.named_parameters() if self.module is not None else ()
         found = [Leaf(name, "parameter", p, p.detach().clone()) for name, p in parameters if p.requires_grad]
         known = {leaf.name for leaf in found}
         for name, tensor in self.arguments.tensors():
@@ -220,7 +268,7 @@ class Subject:
         self._buffers = [(b, value) for b, value in self._buffers if not torch.equal(b, value)]
         for name, tensor, value in before:
             if tensor.shape != value.shape or not torch.equal(tensor.detach().nan_to_num(), value.nan_to_num()):
-                raise mutated(name)
+                raise mutated(f"its {self._kind(name)} {name}")
         if not outputs:
             raise TargetError(
                 "the target returns no floating point or complex tensor, so there is nothing to differentiate",
@@ -229,6 +277,9 @@ class Subject:
         self._weights = self._chosen_weights(outputs)
         recorded = float(self.scalar(outputs).item())
         self.records_graph = abs(self.value() - recorded) > 1e-12 * abs(recorded)
+
+    def _kind(self, name: str) -> str:
+        return self.leaves[name].kind if name in self.leaves else "input"
 
     def _chosen_weights(self, outputs: list[Tensor]) -> list[Tensor | None]:
         """Outputs without a graph are left out where others have one: they are not meant to be differentiated."""
@@ -242,7 +293,7 @@ class Subject:
     def _explained(self, error: Exception) -> Exception:
         """The user's own error, or what float64 or a change in place made of it."""
         if "leaf Variable that requires grad" in str(error):
-            return mutated("that requires a gradient")
+            return mutated("a parameter or input that requires a gradient", where=describe(error))
         if not isinstance(error, RuntimeError | TypeError | ValueError | NotImplementedError):
             return error
         if not _runs_as_given(self.target):
@@ -265,10 +316,11 @@ class _Call(nn.Module):
         return self._function[0](*args, **kwargs)
 
 
-def mutated(name: str) -> TargetError:
-    """The target changed one of its inputs."""
+def mutated(what: str, *, where: str = "") -> TargetError:
+    """The target changed a tensor that it was given; `where` is PyTorch's own error, if it refused that."""
     return TargetError(
-        f"the target changes its input {name} in place, so its value is not a function of its inputs",
+        f"the target changes {what} in place, so its value is not a function of its inputs"
+        + (f": {where}" if where else ""),
         "work on a copy: x = x.clone(), or use the out-of-place operation",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves  # pytrees have no public name yet
 
+from bptool.analysis.gradcheck.connection import full_name
 from bptool.analysis.gradcheck.differences import EPSILON
 from bptool.analysis.gradcheck.subject import Subject
+from bptool.instruments.whereabouts import Whereabouts
 
 _EMBEDDINGS = (F.embedding, F.embedding_bag)
 
@@ -33,8 +36,10 @@ class Survey:
 
 def survey(subject: Subject) -> Survey:
     """Watch one forward; rows that an embedding's `padding_idx` excludes are marked in the leaves."""
-    watch = _Watch()
-    with watch, torch.enable_grad():
+    where = Whereabouts()
+    watch = _Watch(where)
+    following = nullcontext() if subject.module is None else where.following(subject.module)
+    with following, watch, torch.enable_grad():
         subject.outputs()
     sentences = []
     for name, leaf in subject.leaves.items():
@@ -49,7 +54,7 @@ def survey(subject: Subject) -> Survey:
     if skipped:
         sentences.append(f"{skipped} of {len(weights)} outputs left out: autograd has no path to them")
     if watch.epsilon > EPSILON:
-        sentences.append(f"the forward computes in {watch.coarsest}, so the differences are coarse")
+        sentences.append(f"the forward computes in {watch.coarsest} on, so the differences are coarse")
     return Survey(watch.epsilon, sentences)
 
 
@@ -60,8 +65,9 @@ class _Watch(TorchFunctionMode):
         padding: rows that an embedding leaves out, by the id of its weight.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: Whereabouts) -> None:
         super().__init__()
+        self._where = where
         self.epsilon = EPSILON
         self.coarsest = ""
         self.padding: dict[int, set[int]] = {}
@@ -76,7 +82,7 @@ class _Watch(TorchFunctionMode):
         if any(tensor.requires_grad or id(tensor) in self._dependent for tensor in given):
             for made in tree_leaves(result):
                 if isinstance(made, Tensor) and (made.is_floating_point() or made.is_complex()):
-                    self._note_precision(made)
+                    self._note_precision(made, func)
         return result
 
     def _note_padding(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -85,8 +91,9 @@ class _Watch(TorchFunctionMode):
         if row is not None:
             self.padding.setdefault(id(weight), set()).add(row % len(weight))
 
-    def _note_precision(self, made: Tensor) -> None:
+    def _note_precision(self, made: Tensor, func: Any) -> None:
         self._dependent[id(made)] = made
         epsilon = torch.finfo(made.dtype).eps
         if epsilon > self.epsilon:
-            self.epsilon, self.coarsest = epsilon, str(made.dtype).removeprefix("torch.")
+            module, dtype = self._where.module(), str(made.dtype).removeprefix("torch.")
+            self.epsilon, self.coarsest = epsilon, f"{dtype} from {full_name(func)}{f' in {module}' if module else ''}"

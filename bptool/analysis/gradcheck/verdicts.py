@@ -1,9 +1,9 @@
 """A verdict on each tensor's gradient.
 
-Tensors are first checked in groups, with K = 4 directions for each group in which all of its tensors move at once; the
-norms are evened out, so that no tensor hides behind another. As an error of any one of them shows in the sum, a group
-that agrees acquits all its tensors, and the cost does not grow with their number. A group that does not is taken apart,
-as is what has no gradient to speak of.
+Tensors are first checked in groups, with K = 4 directions (3 of a large target) for each group in which all of its
+tensors move at once; the norms are evened out, so that no tensor hides behind another. As an error of any one of them
+shows in the sum, a group that agrees acquits all its tensors, and the cost does not grow with their number. A group
+that does not is taken apart, as is what has no gradient to speak of.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bptool.analysis.gradcheck.result import TensorCheck, Verdict
 from bptool.analysis.gradcheck.subject import Gradients, Leaf, Subject, inner
 from bptool.analysis.gradcheck.tangents import forward_slope
 
-N_DIRECTIONS = 4
+N_DIRECTIONS, N_DIRECTIONS_OF_LARGE = 4, 3
 N_GROUPS, N_GROUPS_OF_LARGE = 8, 2
 """So many groups at most; each evaluation of a large target counts."""
 _QUESTIONS, _QUESTIONS_OF_LARGE = 120, 48
@@ -66,6 +66,7 @@ class Verdicts:
         # The noise of L over epsilon is the size of what L is summed from.
         self.looks: list[Look] = []
         self._large = subject.n_elements > LARGE
+        self._n_directions = N_DIRECTIONS_OF_LARGE if self._large else N_DIRECTIONS
         self._questions = _QUESTIONS_OF_LARGE if self._large else _QUESTIONS
         self.directions.floor = max(largest, noise.sigma / noise.epsilon) * _NOTHING
 
@@ -119,7 +120,7 @@ class Verdicts:
         for name in names:
             norm = self.directions.norm(name) * weights[name]
             error, bar = (
-                math.hypot(*sizes) / (norm * math.sqrt(N_DIRECTIONS))
+                math.hypot(*sizes) / (norm * math.sqrt(self._n_directions))
                 for sizes in ([one.difference for one in measured], [one.error_bar for one in measured])
             )
             seen = detectable(measured, norm)
@@ -132,7 +133,7 @@ class Verdicts:
     def _agreeing(self, names: Sequence[str]) -> list[Measured]:
         """What is measured along a group's directions; nothing for one tensor, or as soon as one does not agree."""
         measured: list[Measured] = []
-        for k in range(N_DIRECTIONS if len(names) > 1 else 0):
+        for k in range(self._n_directions if len(names) > 1 else 0):
             one = self.directions.measure(self.directions.draw(names, k))
             if not one.agrees or one.jump or not math.isfinite(one.difference):
                 return []
@@ -175,8 +176,16 @@ class Verdicts:
             bar=relative_bar(measured),
             seen=seen,
             cut_by=partial_cut(self.subject, leaf),
-            detail="; ".join(filter(None, [_shape_of_error(measured), self._second_oracle(draw)])),
+            detail="; ".join(filter(None, [self._shape_of_error(leaf, measured), self._second_oracle(draw)])),
         )
+
+    def _shape_of_error(self, leaf: Leaf, measured: Sequence[Measured]) -> str:
+        factor = common_factor(measured)
+        if self.gradients[leaf.name] is None:
+            return "the backward gives it none"
+        if factor is None:
+            return ""
+        return "it is zero" if factor == 0 else f"it is {factor:.6g} times the true gradient"
 
     def _location(self, name: str) -> str | None:
         """Where the wrong entries are; None where too much has been asked already."""
@@ -196,15 +205,16 @@ class Verdicts:
 
     def _second_oracle(self, draw: dict[str, Tensor]) -> str:
         """What forward mode says: it shares nothing with the backward but the operations."""
-        forward = forward_slope(self.subject, draw)
-        if forward is None:
+        try:
+            forward = forward_slope(self.subject, draw) or 0.0
+        except Exception:  # whatever an operation without forward mode raises
             return ""
         one = self.directions.measure(draw)
         close = abs(forward - one.by_differences) <= one.error_bar
         if close:
             return "forward-mode jvp agrees with the differences: it is the backward's formula"
         if abs(forward - one.by_backward) <= one.error_bar:
-            return "forward-mode jvp agrees with the backward: the values do not come from the formulas alone"
+            return "forward-mode jvp agrees with the backward: both miss a path that the values take"
         return "forward-mode jvp agrees with neither"
 
     def _at_kink(self, leaf: Leaf, error: float, bar: float, seen: float) -> TensorCheck:
@@ -247,13 +257,6 @@ def common_factor(measured: Sequence[Measured]) -> float | None:
     middle = ratios[len(ratios) // 2]
     blur = max(one.error_bar / abs(one.by_differences) for one in measured if one.by_differences)
     return middle if ratios[-1] - ratios[0] <= 1e-4 * abs(middle - 1) + 2 * blur else None
-
-
-def _shape_of_error(measured: Sequence[Measured]) -> str:
-    factor = common_factor(measured)
-    if factor is None:
-        return ""
-    return "it is zero" if factor == 0 else f"it is {factor:.6g} times the true gradient"
 
 
 def _why_coarse(measured: Sequence[Measured], noise: Noise) -> str:

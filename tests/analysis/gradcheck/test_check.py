@@ -301,6 +301,33 @@ class TestRandomness:
         assert x.grad is None
 
 
+def test_a_hook_on_a_parameter_belongs_to_its_gradient() -> None:
+    layer = nn.Linear(3, 2)
+    layer.weight.register_hook(lambda grad: grad * 2)
+    weight, bias = checked(layer, torch.randn(4, 3)).tensors
+    assert (weight.verdict, bias.verdict) == ("wrong", "right")
+    assert "it is 2 times the true gradient" in weight.detail
+    assert len(layer.weight._backward_hooks or {}) == 1
+
+
+def test_a_gradient_that_is_forgotten_is_told_from_zeros() -> None:
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, scale: Tensor, forgets: bool) -> Tensor:
+            ctx.save_for_backward(scale)
+            ctx.forgets = forgets
+            return x * scale
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            return grad * ctx.saved_tensors[0], None if ctx.forgets else torch.zeros_like(grad), None
+
+    inputs = (random_input(3), random_input(3))
+    for forgets, words in ((True, "the backward gives it none"), (False, "it is zero")):
+        _, scale = checked(Scaled.apply, *inputs, forgets).tensors
+        assert (scale.verdict, words in scale.detail) == ("wrong", True)
+
+
 class TestMistakes:
     def error(self, function: Callable[..., Any], *inputs: Any) -> TargetError:
         with pytest.raises(TargetError) as caught:
@@ -322,6 +349,28 @@ class TestMistakes:
         assert "its input y" in self.error(scales, random_input(3), torch.randn(3)).message
         assert "in place" in self.error(lambda x: x.mul_(2), random_input(3)).message
 
+    def test_a_changed_parameter(self) -> None:
+        class Normalises(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                with torch.no_grad():
+                    self.weight /= self.weight.norm()
+                return super().forward(x)
+
+        assert "its parameter weight" in self.error(Normalises(3, 2), torch.randn(4, 3)).message
+
+    def test_a_refused_change_names_the_users_line(self) -> None:
+        def doubled(x: Tensor) -> Tensor:
+            return x.mul_(2)
+
+        message = self.error(doubled, random_input(3)).message
+        assert "a parameter or input that requires a gradient" in message
+        assert "in doubled)" in message
+
+    def test_parameters_without_a_shape(self) -> None:
+        error = self.error(nn.LazyLinear(2), torch.randn(4, 3))
+        assert "no shape before its first call: weight, bias" in error.message
+        assert "call it once" in error.remedy
+
     def test_a_constant_that_is_not_float64(self) -> None:
         constant = torch.randn(3, 3)
         error = self.error(lambda x: x @ constant, random_input(2, 3))
@@ -337,6 +386,16 @@ class TestMistakes:
             checked(lambda x: x * (1 // 0), random_input(3))
 
 
+def test_a_module_need_not_have_a_length() -> None:
+    """As what `torch.compile` makes of one: it passes `len` on to a module that has none."""
+
+    class Wrapper(nn.Linear):
+        def __len__(self) -> int:
+            raise TypeError("Linear does not support len()")
+
+    assert [tensor.name for tensor in checked(Wrapper(3, 2), torch.randn(4, 3)).tensors] == ["weight", "bias"]
+
+
 def test_where_nothing_is_connected_no_probe_is_made() -> None:
     result = checked(lambda x: x.detach() * 2, random_input(3))
     assert (only(result).verdict, only(result).cut_by, result.probes) == ("not_connected", "detach", [])
@@ -350,6 +409,26 @@ def test_a_forward_that_is_not_finite_says_which_operation_was_first() -> None:
     assert (probe.name, probe.holds) == ("finite_forward", False)
     assert "nan: first made by" in probe.detail
     assert "log" in probe.detail
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x: (x * 1e308 * 1e10).sum(), "first made by Tensor.sum, after an infinity first made by Tensor.mul"),
+        (lambda x: (x * 1e3).exp(), "the output is infinite: first made by Tensor.exp"),
+        (lambda x: x.masked_fill(x > -9, -torch.inf).softmax(-1), "nan: first made by Tensor.softmax"),
+    ],
+    ids=["infinities of both signs", "an overflow", "a row that is all masked"],
+)
+def test_what_came_first(function: Callable[[Tensor], Tensor], said: str) -> None:
+    x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
+    (probe,) = checked(function, x).probes
+    assert probe.detail.endswith(said)
+
+
+def test_an_input_that_is_not_finite() -> None:
+    (probe,) = checked(lambda x, y: x * y, random_input(3), torch.tensor([1.0, torch.nan, 2.0])).probes
+    assert probe.detail == "the output is nan: y itself is nan"
 
 
 def test_cost_is_said_aloud() -> None:

@@ -300,8 +300,15 @@ def _value_with(subject: Subject, site: CallSite, bug: FormulaBug) -> float:
 
 class TestWhatIsSaid:
     def test_all_are_made_and_caught(self, found: dict[str, MutationCheck], examined: Examined) -> None:
+        """But for what float32 rounds away by less than the check claims to see: that depends on the CPU."""
         assert examined.result.passed
-        assert {name: one.outcome for name, one in found.items() if one.outcome != "caught"} == {}
+        assert {one.outcome for one in found.values()} <= {"caught", "missed"}
+        missed = {name: one for name, one in found.items() if one.outcome == "missed"}
+        assert set(missed) <= {"weight gradient of inputs in float32", "rounded to float32"}
+        for one in missed.values():
+            assert one.relative_error is not None
+            assert one.detectable_relative_error is not None
+            assert one.relative_error < one.detectable_relative_error
         assert len({one.op for one in found.values()}) > 15
 
     @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -112,6 +113,55 @@ class Writing(Sine):
         return grad * x.cos()
 
 
+class InPlace(Sine):
+    """Works on the gradient that comes in, which others may hold."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return grad.mul_(x.cos())
+
+
+class ForwardOfAnother(torch.autograd.Function):
+    """Its backward is right, and its `jvp` is another function's."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Any:
+        return tangent * ctx.saved_tensors[0].sin()
+
+
+class NotFinite(Sine):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        found = grad * ctx.saved_tensors[0].cos()
+        found[0, 0] = torch.nan
+        return found
+
+
+class Another(Sine):
+    """Another gradient at each run."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.saved_tensors[0].cos() * (1 + next(COUNTER))
+
+
+COUNTER = count()
+
+
 class ConstantInDouble(torch.autograd.Function):
     """exp, whose saved result was made without a graph."""
 
@@ -153,6 +203,8 @@ def called(function: Any) -> Callable[..., Any]:
         (Remembering, {"second_call"}),
         (Consuming, {"second_call"}),
         (Writing, {"accumulation"}),
+        (InPlace, {"unchanged_gradient"}),
+        (ForwardOfAnother, {"forward_mode"}),
     ],
 )
 def test_it_is_found_out(function: Any, probes: set[str]) -> None:
@@ -162,6 +214,30 @@ def test_it_is_found_out(function: Any, probes: set[str]) -> None:
     assert result.failures()[-1].startswith("probe ")
     if function is not Consuming:  # its second backward is asked for by more than one probe
         assert {t.verdict for t in result.tensors} == {"right"}
+
+
+@pytest.mark.parametrize(("function", "verdict"), [(NotFinite, "wrong"), (Another, "nondeterministic")])
+def test_what_is_wrong_everywhere_is_told_once(function: Any, verdict: str) -> None:
+    """The verdict says it; no probe repeats it as its own finding."""
+    result = checked(called(function), some())
+    assert [tensor.verdict for tensor in result.tensors] == [verdict]
+    assert failing(result) == set()
+
+
+def test_forward_mode_beside_the_backward() -> None:
+    class Right(ForwardOfAnother):
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor) -> Any:
+            return tangent * ctx.saved_tensors[0].cos()
+
+    class Refusing(ForwardOfAnother):
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor) -> Any:
+            raise NotImplementedError("not yet")
+
+    assert detail(checked(called(Right), some()), "forward_mode") == "the same slope along a direction"
+    assert detail(checked(called(Refusing), some()), "forward_mode") == "not offered: not yet"
+    assert "nothing to ask" in detail(checked(called(Once), some()), "forward_mode")
 
 
 def test_repeated_indices() -> None:
@@ -210,4 +286,4 @@ def test_all_hold_for_pytorchs_own(module: nn.Module, inputs: tuple[Tensor, ...]
 
 def test_every_probe_is_named_once() -> None:
     names = [probe.name for probe in checked(torch.sin, some()).probes]
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 12

@@ -79,6 +79,38 @@ class TestTheStep:
         assert failed(found) == ["activation_checkpointing"]
         assert "policy full raises CheckpointError" in named(found.identities, "activation_checkpointing").detail
 
+    def test_a_recomputation_of_a_block_that_keeps_a_cache(self) -> None:
+        """As a language model that keeps its keys for generation: again, a block meets its own keys twice."""
+
+        class Remembers(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(3, 3)
+                self.seen: list[Tensor] = []
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.seen.append(self.layer(x))
+                keys = torch.cat(self.seen) if len(self.seen) > 1 else self.seen[0]
+                return (x @ keys.mT) @ keys
+
+        def loss(model: nn.Module, batch: Tensor) -> Tensor:
+            for block in model.modules():
+                if isinstance(block, Remembers):
+                    block.seen.clear()
+            result: Tensor = model(batch).square().mean()
+            return result
+
+        workload = Workload(
+            model=lambda: nn.Sequential(Remembers(), Remembers()),
+            batch=lambda generator: torch.randn(4, 3, generator=generator),
+            loss=loss,
+        )
+        found = check_identities(small_config(), workload, built_in=False, seed=0)
+        assert failed(found) == ["activation_checkpointing"]
+        detail = named(found.identities, "activation_checkpointing").detail
+        assert "raises" in detail
+        assert "keeps nothing from call to call" in detail
+
     def test_a_recomputation_that_draws_other_dropout(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(activation_checkpoint, "checkpoint", partial(checkpoint, preserve_rng_state=False))
         found = of_transformer()

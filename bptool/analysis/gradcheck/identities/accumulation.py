@@ -29,8 +29,10 @@ def accumulation(at_hand: ModelAtHand) -> Identity | str:
 
 
 def _of_transformer(at_hand: ModelAtHand) -> Identity:
-    step = at_hand.changed({"training.micro_batch_size": sum(_PARTS)}).exact_step()
-    (whole,) = at_hand.changed({"training.micro_batch_size": sum(_PARTS)}).batches(1, torch.float64)
+    small = {"training.micro_batch_size": sum(_PARTS), "training.sequence_length": at_hand.few_tokens}
+    at_hand = at_hand.changed(small)
+    step = at_hand.exact_step()
+    (whole,) = at_hand.batches(1, torch.float64)
     masked = {**whole, "targets": _partly_ignored(whole["targets"])}
     parts = _rows(masked, _PARTS)
     agreement = _agrees(step, masked, parts, _counted, "ignored targets")

@@ -16,7 +16,7 @@ from bptool.analysis.gradcheck.identities.logits import LogitsGradient
 from bptool.analysis.gradcheck.identities.observed import ObservedFunctions
 from bptool.analysis.gradcheck.identities.order import LayerOrder, layers_of_transformer, layers_of_workload
 from bptool.analysis.gradcheck.identities.residual import ResidualPaths
-from bptool.analysis.gradcheck.model_at_hand import ModelAtHand
+from bptool.analysis.gradcheck.model_at_hand import ModelAtHand, drawn_once
 from bptool.analysis.gradcheck.random_state import random_state_kept
 from bptool.config.schema import Config
 from bptool.model.loss import IGNORED
@@ -44,7 +44,7 @@ def check_identities(
     Raises:
         DeviceError: the device cannot do float64 or what the config asks.
     """
-    at_hand = ModelAtHand(config, workload, built_in, seed, device or torch.device("cpu"))
+    at_hand = ModelAtHand(config, drawn_once(workload), built_in, seed, device or torch.device("cpu"))
     with random_state_kept(at_hand.device):
         return _all_identities(at_hand)
 

@@ -88,13 +88,8 @@ def agree_as_one(
     actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float
 ) -> Agreement:
     """Whether two gradients of a whole model, each taken as one long vector, agree to a relative error."""
-    zero = torch.zeros(())
-    error, norm = {}, 0.0
-    for name in actual.keys() | expected.keys():
-        left, right = actual.get(name), expected.get(name)
-        both = (zero if left is None else left.double()) - (zero if right is None else right.double())
-        error[name] = float(both.square().sum())
-        norm += 0.0 if right is None else float(right.double().square().sum())
+    error = {name: _squared(actual.get(name), expected.get(name)) for name in actual.keys() | expected.keys()}
+    norm = sum(_squared(right, None) for right in expected.values()) if any(error.values()) else 0.0
     total = math.sqrt(sum(error.values())) if all(map(math.isfinite, error.values())) else math.nan
     relative = 0.0 if total == 0 else total / math.sqrt(norm) if norm else math.inf
     worst = max(error, key=lambda name: math.inf if math.isnan(error[name]) else error[name], default="")
@@ -110,6 +105,8 @@ def as_identity(
     error = f"off by {worst.relative_error:.1e}, rounding allows {worst.tolerance:.1e}"
     if worst.relative_error == 0:
         error = "no difference at all"
+    elif math.isinf(worst.relative_error):
+        error = "there is nothing to compare"
     return Identity(
         name=name,
         holds=worst.holds,
@@ -118,6 +115,15 @@ def as_identity(
         detail=f"{detail}: {error}{wrong}",
         figures=dict(figures or {}),
     )
+
+
+def _squared(left: Tensor | None, right: Tensor | None) -> float:
+    """The squared norm of left - right, where None is 0."""
+    if left is not None and right is not None and left.dtype == right.dtype and torch.equal(left, right):
+        return 0.0
+    zero = torch.zeros(())
+    both = (zero if left is None else left.double()) - (zero if right is None else right.double())
+    return float(both.square().sum())
 
 
 def _severity(agreement: Agreement) -> tuple[bool, float]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointError
 
 from bptool.analysis.gradcheck.identities.identity import (
     Agreement,
@@ -20,11 +19,13 @@ from bptool.analysis.gradcheck.identities.identity import (
 from bptool.analysis.gradcheck.model_at_hand import ModelAtHand, gradients
 from bptool.config.block_plan import BLOCK_POLICIES
 from bptool.config.overrides import of_mode
+from bptool.errors import BptoolError
 from bptool.training.activation_checkpoint import SUBLAYER_POLICIES, has_sublayers
 from bptool.training.instrument import Instrument, Phase
 
 CHECKPOINTING, CLIPPING, DESCENT = "activation_checkpointing", "clipping_norm", "gradient_descent_update"
 _DROPOUT = 0.1
+_RECOMPUTABLE = "a block can be computed again where it keeps nothing from call to call, such as a cache of keys"
 _EPS = 1e-6
 """What clipping adds to the norm, so that a gradient of zero divides nothing by zero."""
 
@@ -38,15 +39,17 @@ def activation_checkpointing(at_hand: ModelAtHand) -> Identity | str:
     plain = of_mode("fp32") | {"training.compile": False, "activation_checkpoint.policy": "none"}
     if at_hand.built_in:
         plain["model.dropout"] = at_hand.config.model.dropout or _DROPOUT
-        plain["training.micro_batch_size"] = 1  # bits are bits
-    without, again = _trained_gradient(at_hand.changed(plain)), _trained_gradient(at_hand.changed(plain))
+        plain |= {"training.micro_batch_size": 1, "training.sequence_length": at_hand.few_tokens}  # bits are bits
+    at_hand = at_hand.changed(plain)
+    without, again = _trained_gradient(at_hand), _trained_gradient(at_hand)
     if agree_as_one(again, without, 0.0).relative_error:
         return f"{CHECKPOINTING}: the gradient is another at each run, whatever the policy"
-    if not at_hand.workload.blocks(at_hand.exact_model()):
+    blocks = at_hand.workload.blocks(at_hand.trained_step().model)
+    if not blocks:
         return f"{CHECKPOINTING}: the workload has no repeated blocks to recompute"
-    policies = _policies(at_hand)
+    policies = _policies(blocks)
     agreements = [
-        _policy_agrees(at_hand.changed({**plain, "activation_checkpoint.policy": policy}), without, policy)
+        _policy_agrees(at_hand.changed({"activation_checkpoint.policy": policy}), without, policy)
         for policy in policies
         if policy != "none"
     ]
@@ -54,9 +57,8 @@ def activation_checkpointing(at_hand: ModelAtHand) -> Identity | str:
     return as_identity(CHECKPOINTING, agreements, f"{', '.join(policies)}: the same gradient to the bit{dropout}")
 
 
-def _policies(at_hand: ModelAtHand) -> list[str]:
-    """All that can be had of this model. A plan or a budget, whose blocks do one or another of these, is left out."""
-    blocks = at_hand.workload.blocks(at_hand.exact_model())
+def _policies(blocks: Sequence[nn.Module]) -> list[str]:
+    """All that can be had of these blocks. A plan or a budget, whose blocks do one or another of these, is left out."""
     foreign = [policy for policy in SUBLAYER_POLICIES if not any(has_sublayers(block, policy) for block in blocks)]
     return [policy for policy in (*BLOCK_POLICIES, "every_k") if policy not in foreign]
 
@@ -152,13 +154,19 @@ def _norm_agrees(found: float, expected: float, tolerance: float) -> Agreement:
 
 
 def _policy_agrees(at_hand: ModelAtHand, without: Mapping[str, Tensor | None], policy: str) -> Agreement:
-    """A policy's gradient beside that of none; a recomputation that PyTorch refuses is no gradient."""
+    """A policy's gradient beside that of none; a recomputation that raises is no gradient."""
     try:
         found = agree_as_one(_trained_gradient(at_hand), without, 0.0)
-    except CheckpointError as error:
-        first = str(error).partition(". ")[0].partition("\n")[0]
-        return Agreement(False, math.inf, 0.0, f"policy {policy} raises CheckpointError: {first}")
+    except (BptoolError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of PyTorch's recomputation, or of the user's block that is run a second time
+        return Agreement(False, math.inf, 0.0, f"policy {policy} raises {_first_sentence(error)}; {_RECOMPUTABLE}")
     return Agreement(found.holds, found.relative_error, found.tolerance, f"policy {policy}, {found.where}")
+
+
+def _first_sentence(error: Exception) -> str:
+    sentence = str(error).partition(". ")[0].partition("\n")[0]
+    return f"{type(error).__name__}: {sentence}"
 
 
 def _trained_gradient(at_hand: ModelAtHand) -> dict[str, Tensor | None]:

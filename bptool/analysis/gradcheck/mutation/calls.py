@@ -66,7 +66,7 @@ def call_sites(subject: Subject, names: set[str]) -> list[CallSite]:
     """The calls of functions of these names through which a gradient flows."""
     where = Whereabouts()
     watch = _Watch(names, where)
-    with where.following(subject.module) if subject.module else nullcontext(), torch.enable_grad(), watch:
+    with nullcontext() if subject.module is None else where.following(subject.module), torch.enable_grad(), watch:
         subject.outputs()
     return watch.found
 

@@ -7,7 +7,7 @@ forward and a backward of its own: not every operation lets one graph be used tw
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from bptool.analysis.gradcheck.mutation.calls import CallSite
+from bptool.analysis.gradcheck.nodes import nodes_from
 from bptool.analysis.gradcheck.subject import Gradients, Subject
 from bptool.instruments.whereabouts import Whereabouts
 
@@ -63,9 +64,9 @@ def sites(subject: Subject) -> list[Site]:
             if isinstance(gradient, Tensor) and gradient.numel():
                 found.append(Site(number, slot, op, module, tuple(gradient.shape)))
 
-    with where.following(subject.module) if subject.module else nullcontext():
+    with nullcontext() if subject.module is None else where.following(subject.module):
         outputs = subject.outputs()
-    for number, node in enumerate(_nodes(outputs)):
+    for number, node in enumerate(nodes_from([output.grad_fn for output in outputs])):
         if not node.name().endswith("AccumulateGrad"):
             module = where.recorded_by(node._sequence_nr())
             node.register_hook(partial(note, number, node.name(), module))
@@ -92,7 +93,8 @@ def gradients_with(subject: Subject, site: Site, change: Callable[[Tensor], Tens
 def sent_at(subject: Subject, site: Site, direction: Mapping[str, Tensor]) -> Tensor | None:
     """The gradient that the operation sends on where the leaves are at another point."""
     found: list[Tensor] = []
-    with subject.moved(direction, 1.0):
+    with subject.along(direction) as go:
+        go(1.0)
         outputs = subject.outputs()
         _node(outputs, site).register_hook(lambda given, _: found.append(given[site.slot]))
         _backward(subject, outputs)
@@ -106,21 +108,9 @@ def spread(found: Sequence[Place], used: Counter[str], generator: torch.Generato
 
 
 def _node(outputs: list[Tensor], site: Site) -> Node:
-    node = list(_nodes(outputs))[site.number]
+    node = list(nodes_from([output.grad_fn for output in outputs]))[site.number]
     assert node.name() == site.op, "a deterministic target records the same graph each time"
     return node
-
-
-def _nodes(outputs: list[Tensor]) -> Iterator[Node]:
-    """Depth first, in an order that the graph alone decides."""
-    known: set[Node] = set()
-    waiting = [output.grad_fn for output in reversed(outputs)]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in known:
-            known.add(node)
-            yield node
-            waiting += [following for following, _ in reversed(node.next_functions)]
 
 
 def _backward(subject: Subject, outputs: list[Tensor]) -> Gradients:
