@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bptool.analysis.machine import FakeTensors
 from bptool.config.schema import Config
-from bptool.instruments.cpu_scratch import CpuScratch
-from bptool.instruments.memory_ledger import MemoryLedger
-from bptool.instruments.memory_trace import MemoryTrace
-from bptool.instruments.peak_memory import PeakMemory, highest_sum
+from bptool.instruments.memory.cpu_scratch import CpuScratch
+from bptool.instruments.memory.ledger import MemoryLedger
+from bptool.instruments.memory.peak import PeakMemory, highest_sum
+from bptool.instruments.memory.trace import MemoryTrace
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
 from bptool.training.workload import Workload

@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bptool.gpus import gpu_named
-from bptool.instruments.cuda_memory import cuda_scratch
-from bptool.instruments.cuda_stand_in import standing_in_for_cuda
-from bptool.instruments.memory_ledger import MemoryLedger
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.cuda.memory import cuda_scratch
+from bptool.instruments.cuda.stand_in import standing_in_for_cuda
+from bptool.instruments.memory.ledger import MemoryLedger
+from bptool.instruments.memory.trace import MemoryTrace
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
 from bptool.training.workload import Workload

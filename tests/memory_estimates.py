@@ -19,7 +19,7 @@ from bptool.analysis.memory.result import (
 )
 from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.analysis.memory.timeline import Timeline, timeline
-from bptool.instruments.memory_trace import CATEGORIES, MemoryTrace
+from bptool.instruments.memory.trace import CATEGORIES, MemoryTrace
 from bptool.training.workload import transformer_workload
 
 HOSTILE = """</script></style><img src=x onerror="alert(1)"> & &lt; ' --> ]]>"""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from bptool.instruments.memory_trace import Allocation, Event, MemoryTrace
+from bptool.instruments.memory.trace import Allocation, Event, MemoryTrace
 from bptool.units import MIB
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from bptool.instruments.memory_trace import CATEGORIES, Allocation, Category, Event, MemoryTrace
+from bptool.instruments.memory.trace import CATEGORIES, Allocation, Category, Event, MemoryTrace
 
 
 class Tape:

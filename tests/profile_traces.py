@@ -9,7 +9,7 @@ from torch import nn
 
 from bptool.analysis.profile.result import Duration, ModuleCost, OpCost, PhaseTimes
 from bptool.analysis.profile.tally import Cost, Place, tally_of
-from bptool.instruments.operation_trace import Operation, OperationTrace
+from bptool.instruments.operations.trace import Operation, OperationTrace
 
 
 def operation(op: str = "mm", **changes: Any) -> Operation:

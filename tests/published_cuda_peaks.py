@@ -30,9 +30,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bptool.gpus import gpu_named
-from bptool.instruments.cuda_memory import cublas_workspace_bytes, cuda_scratch
-from bptool.instruments.cuda_stand_in import standing_in_for_cuda
-from bptool.instruments.memory_ledger import MemoryLedger
+from bptool.instruments.cuda.memory import cublas_workspace_bytes, cuda_scratch
+from bptool.instruments.cuda.stand_in import standing_in_for_cuda
+from bptool.instruments.memory.ledger import MemoryLedger
 
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published_cuda_peaks.json").read_text())
 

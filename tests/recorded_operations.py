@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bptool.instruments.operation_recorder import OperationRecorder
-from bptool.instruments.operation_trace import Operation, OperationTrace
+from bptool.instruments.operations.recorder import OperationRecorder
+from bptool.instruments.operations.trace import Operation, OperationTrace
 
 
 def recorded(model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None) -> OperationTrace:

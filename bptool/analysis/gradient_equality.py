@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bptool.analysis.activation_budget import settled
+from bptool.analysis.activation_budget.planning import settled
 from bptool.analysis.machine import THIS_CPU
 from bptool.config.overrides import of_mode, override
 from bptool.config.schema import Config

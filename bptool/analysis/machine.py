@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import (
 
 from bptool.gpus import GPUS, Gpu, gpu_named, gpu_reporting
 from bptool.hardware import available_memory_bytes
-from bptool.instruments.cpu_scratch import CpuScratch
-from bptool.instruments.cuda_memory import cublas_workspace_bytes, cuda_scratch
-from bptool.instruments.cuda_stand_in import cuda_kernels, float32_statistics, standing_in_for_cuda
-from bptool.instruments.memory_ledger import MemoryLedger
+from bptool.instruments.cuda.memory import cublas_workspace_bytes, cuda_scratch
+from bptool.instruments.cuda.stand_in import cuda_kernels, float32_statistics, standing_in_for_cuda
+from bptool.instruments.memory.cpu_scratch import CpuScratch
+from bptool.instruments.memory.ledger import MemoryLedger
 from bptool.model.alike import abridging
 from bptool.training.postponed_compiler import postpone_compiler
 

@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 
 from bptool import __version__
-from bptool.analysis.kept_plan import settled_once
+from bptool.analysis.activation_budget.kept_plan import settled_once
+from bptool.analysis.activation_budget.operation_costs import Estimated, Measured
 from bptool.analysis.machine import machine_named
 from bptool.analysis.memory.fit import PeakPrediction, check_fit, check_state_fits, memory_errors
-from bptool.analysis.operation_costs import Estimated, Measured
 from bptool.analysis.question import Question
 from bptool.analysis.result import Result
 from bptool.config.schema import Config
@@ -26,7 +26,7 @@ from bptool.errors import BptoolError, ResumeError
 from bptool.hardware import peak_rate, resolve_device, tune_cpu_allocator
 from bptool.instruments.first_nonfinite import FirstNonFinite
 from bptool.instruments.gradient_histograms import GradientHistograms
-from bptool.instruments.peak_memory import PeakMemory
+from bptool.instruments.memory.peak import PeakMemory
 from bptool.instruments.phase_timer import PhaseTimer
 from bptool.instruments.speed import SpeedGauge
 from bptool.training.assembly import build_step, capture, restore

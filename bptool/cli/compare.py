@@ -254,12 +254,12 @@ def _write(views: _Views, result: CompareResult) -> None:
     """Write what was asked for, and say what it is good for."""
     if views.html:
         from bptool.files import replace_text
-        from bptool.report.compare_page import render_page
+        from bptool.report.compare.page import render_page
 
         replace_text(views.html, render_page(result, command=shlex.join(["bptool", *sys.argv[1:]])))
         say(f"wrote {views.html}")
     if views.tensorboard:
-        from bptool.report.compare_tensorboard import write_rows
+        from bptool.report.compare.tensorboard import write_rows
 
         write_rows(views.tensorboard, result)
         say(f"wrote {views.tensorboard}: tensorboard --logdir {shlex.quote(str(views.tensorboard))}")
@@ -271,7 +271,7 @@ def _text(result: CompareResult, file: Path) -> str:
 
     from rich.console import Console
 
-    from bptool.report.compare import render
+    from bptool.report.compare.console import render
     from bptool.report.scatter import scatter
 
     console = Console()

@@ -77,7 +77,7 @@ def gradcheck(
     refuse_files({"--html": html}, force=force)
 
     from bptool.analysis.gradcheck.answers import Listener, Wanted, answer
-    from bptool.report.gradcheck import render
+    from bptool.report.gradcheck.console import render
     from bptool.report.step_progress import counting_steps
 
     wanted = Wanted(precision=precision, mutate=mutate)
@@ -96,7 +96,7 @@ def gradcheck(
 
 def _write(file: Path, result: GradcheckResult) -> None:
     from bptool.files import replace_text
-    from bptool.report.gradcheck_page import render_page
+    from bptool.report.gradcheck.page import render_page
 
     replace_text(file, render_page(result, command=shlex.join(["bptool", *sys.argv[1:]])))
     say(f"wrote {file}")

@@ -99,7 +99,7 @@ def _write_page(path: Path, result: MemoryEstimate, step: Simulated) -> None:
     from bptool.analysis.memory.simulation import STEADY
     from bptool.analysis.memory.timeline import timeline
     from bptool.files import replace_text
-    from bptool.report.memory_estimate_page import render_page
+    from bptool.report.memory.page import render_page
 
     command = shlex.join(["bptool", *sys.argv[1:]])
     asked = " ".join([result.target, *result.settings])
@@ -122,8 +122,8 @@ def _text(result: MemoryEstimate, step: Simulated) -> str:
 
     from bptool.analysis.memory.simulation import STEADY
     from bptool.analysis.memory.timeline import timeline
-    from bptool.report.memory_estimate import render
-    from bptool.report.picture import picture
+    from bptool.report.memory.console import render
+    from bptool.report.memory.picture import picture
 
     console = Console()
     width = min(shutil.get_terminal_size().columns, 100)

@@ -133,7 +133,7 @@ def _write(files: _Files, profiled: Profiled) -> None:
     result = profiled.result
     if files.html:
         from bptool.files import replace_text
-        from bptool.report.profile_page import render_page
+        from bptool.report.profile.page import render_page
 
         replace_text(files.html, render_page(result, command=shlex.join(["bptool", *sys.argv[1:]])))
         say(f"wrote {files.html}")
@@ -142,13 +142,13 @@ def _write(files: _Files, profiled: Profiled) -> None:
     if files.tensorboard and not result.time:
         note("no step was timed: --tensorboard wrote nothing")
     if files.trace and profiled.trace:
-        from bptool.report.profile import asked
-        from bptool.report.profile_trace import write_trace
+        from bptool.report.profile.console import asked
+        from bptool.report.profile.trace import write_trace
 
         write_trace(files.trace, profiled.trace, name=asked(result))
         say(f"wrote {files.trace}: open it at ui.perfetto.dev, which reads it in the browser")
     if files.tensorboard and result.time:
-        from bptool.report.profile_tensorboard import write_scalars
+        from bptool.report.profile.tensorboard import write_scalars
 
         write_scalars(files.tensorboard, result)
         say(f"wrote {files.tensorboard}: tensorboard --logdir {shlex.quote(str(files.tensorboard))}")
@@ -160,9 +160,9 @@ def _text(result: ProfileResult, given: list[str]) -> str:
 
     from rich.console import Console
 
-    from bptool.report.cost_tree import cost_tree
-    from bptool.report.icicle import icicle
-    from bptool.report.profile import render
+    from bptool.report.profile.console import render
+    from bptool.report.profile.cost_tree import cost_tree
+    from bptool.report.profile.icicle import icicle
 
     console = Console()
     width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 200))

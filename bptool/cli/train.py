@@ -57,8 +57,8 @@ def train(
     # What the user's own code prints must not end up in the middle of our result.
     with opened.folder, watching(interrupted), redirect_stdout(sys.stderr):
         from bptool.analysis.train import Trainer
-        from bptool.report.listeners import run_listeners
-        from bptool.report.train import render, render_plan
+        from bptool.report.train.console import render, render_plan
+        from bptool.report.train.listeners import run_listeners
         from bptool.training.user_code import users_errors
 
         with users_errors(opened.code):

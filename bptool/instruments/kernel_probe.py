@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes  # what fake mode itself is left with
 from torch.utils.flop_counter import flop_registry
 
-from bptool.instruments.peak_memory import highest_sum, noted_allocations
+from bptool.instruments.memory.peak import highest_sum, noted_allocations
 
 _MOST_BYTES = 2**27
 _MOST_FLOPS = 2**32  # tens of milliseconds

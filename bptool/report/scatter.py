@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bptool.analysis.compare.result import CompareResult
 from bptool.report.axis import BYTE_UNITS, Axis, axis_around
-from bptool.report.compare_points import Plane, Point, plane, staircase
+from bptool.report.compare.points import Plane, Point, plane, staircase
 from bptool.report.scale import SECOND_UNITS
 from bptool.units import format_bytes
 

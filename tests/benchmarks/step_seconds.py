@@ -61,7 +61,7 @@ def bptool_seconds(config: Config) -> list[float]:
     """Wall time from step to step, so that what happens between steps counts too."""
     from bptool.analysis.train import Trainer
     from bptool.config.overrides import override
-    from bptool.report.listeners import run_listeners
+    from bptool.report.train.listeners import run_listeners
     from bptool.training.loop import Listener
     from bptool.training.opening import OpenedRun
     from bptool.training.run_folder import RunFolder

@@ -18,13 +18,13 @@ import torch
 import torch._functorch.config as functorch
 from step_seconds import config_of
 
-from bptool.analysis.activation_budget import settled
+from bptool.analysis.activation_budget.operation_costs import Costs, Estimated, Measured
+from bptool.analysis.activation_budget.planning import settled
 from bptool.analysis.machine import THIS_CPU
-from bptool.analysis.operation_costs import Costs, Estimated, Measured
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.hardware import tune_cpu_allocator
-from bptool.instruments.peak_memory import noted_allocations
+from bptool.instruments.memory.peak import noted_allocations
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
 from bptool.training.step import TrainStep

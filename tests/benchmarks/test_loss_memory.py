@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bptool.instruments.peak_memory import PeakMemory
+from bptool.instruments.memory.peak import PeakMemory
 from bptool.model.loss import linear_cross_entropy, plain_cross_entropy
 from bptool.units import format_bytes
 

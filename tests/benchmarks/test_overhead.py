@@ -15,9 +15,9 @@ from step_seconds import config_of
 from bptool.hardware import PeakRate
 from bptool.instruments.phase_timer import PhaseTimer
 from bptool.instruments.speed import SpeedGauge
-from bptool.report.metrics_file import MetricsFile
-from bptool.report.progress import progress_listener
-from bptool.report.tensorboard import TensorBoard
+from bptool.report.train.metrics_file import MetricsFile
+from bptool.report.train.progress import progress_listener
+from bptool.report.train.tensorboard import TensorBoard
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer, Phase
 from bptool.training.seeds import seed_step

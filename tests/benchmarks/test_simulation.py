@@ -17,8 +17,8 @@ from bptool.analysis.machine import FakeTensors
 from bptool.config.loading import load_config
 from bptool.config.schema import Config
 from bptool.config.target import resolve_target
-from bptool.instruments.cpu_scratch import CpuScratch
-from bptool.instruments.memory_ledger import MemoryLedger
+from bptool.instruments.memory.cpu_scratch import CpuScratch
+from bptool.instruments.memory.ledger import MemoryLedger
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
 from bptool.training.step import TrainStep

@@ -22,7 +22,7 @@ from settings import SETTINGS
 
 from bptool.analysis.question import ask
 from bptool.errors import BptoolError
-from bptool.instruments.peak_memory import PeakMemory
+from bptool.instruments.memory.peak import PeakMemory
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bptool.report.profile_sheets import adding_up
+from bptool.report.profile.sheets import adding_up
 from bptool.report.scale import FLOP_UNITS, SECOND_UNITS, scale_of
 from bptool.report.table import labelled, sentence, table
 

@@ -11,7 +11,7 @@ import torch
 from small_runs import CPU, AtOptimizer, copies, question_of, run_steps, same_bits, small_config, transformer_step
 
 from bptool.analysis.memory.fit import predict_peak
-from bptool.instruments.peak_memory import PeakMemory
+from bptool.instruments.memory.peak import PeakMemory
 from bptool.training.assembly import capture, restore
 
 EXPERTS = {"model.moe.n_experts": 4, "model.moe.d_expert": 16, "model.moe.n_shared": 1, "model.moe.router": "sigmoid"}

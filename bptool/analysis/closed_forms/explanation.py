@@ -25,7 +25,7 @@ from bptool.analysis.memory.simulation import STEADY
 from bptool.analysis.memory.sweeps import block_of
 from bptool.analysis.result import Record
 from bptool.config.schema import Config
-from bptool.instruments.memory_trace import Allocation, Category, MemoryTrace, total_bytes
+from bptool.instruments.memory.trace import Allocation, Category, MemoryTrace, total_bytes
 from bptool.training.activation_checkpoint import recomputed_blocks
 from bptool.units import format_bytes
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from bptool.analysis.memory.simulation import STEADY
 from bptool.analysis.memory.sweeps import block_of
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory.trace import MemoryTrace
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bptool.analysis.closed_forms.saved_tensors import (
 from bptool.analysis.closed_forms.terms import Parameter
 from bptool.analysis.memory.sweeps import block_of
 from bptool.config.schema import Config
-from bptool.instruments.memory_trace import Allocation, Category
+from bptool.instruments.memory.trace import Allocation, Category
 from bptool.training.activation_checkpoint import recomputed_blocks
 
 Group = Literal[

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from bptool import __version__
-from bptool.analysis.activation_budget import with_blocks
+from bptool.analysis.activation_budget.planning import with_blocks
 from bptool.analysis.compare.entries import Entry, Header, Prediction
 from bptool.analysis.compare.grid import Grid
 from bptool.analysis.compare.journal import Journal

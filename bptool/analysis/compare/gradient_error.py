@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map  # what torch itself nests tensors with
 
-from bptool.analysis.activation_budget import with_plan
+from bptool.analysis.activation_budget.planning import with_plan
 from bptool.analysis.compare.job import Outcome
 from bptool.analysis.compare.same_start import beginning_with, data_of, initial_state, with_shared_weights
 from bptool.analysis.memory.fit import is_out_of_memory, predict_peak

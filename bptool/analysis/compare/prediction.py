@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bptool.analysis.activation_budget import BudgetTooSmall, Planned, settled
+from bptool.analysis.activation_budget.operation_costs import Estimated, Measured
+from bptool.analysis.activation_budget.planning import BudgetTooSmall, Planned, settled
 from bptool.analysis.compare.entries import Prediction
 from bptool.analysis.machine import Machine
 from bptool.analysis.memory.estimate import Simulated, counted
 from bptool.analysis.memory.result import categories_at
 from bptool.analysis.memory.simulation import eager_on_cpu, simulate_deep
-from bptool.analysis.operation_costs import Estimated, Measured
 from bptool.analysis.profile.counting import count_deep
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.roofline import Rates, cpu_rates, gpu_rates, matmul_dtypes
@@ -22,7 +22,7 @@ from bptool.analysis.profile.tally import Tally
 from bptool.analysis.question import Question
 from bptool.config.block_plan import write_plan
 from bptool.errors import BptoolError
-from bptool.instruments.memory_trace import CATEGORIES
+from bptool.instruments.memory.trace import CATEGORIES
 from bptool.training.activation_checkpoint import PolicyUnfit
 from bptool.training.user_code import describe
 from bptool.units import format_bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bptool.analysis.activation_budget import with_plan
+from bptool.analysis.activation_budget.planning import with_plan
 from bptool.analysis.compare.entries import TimedPhases
 from bptool.analysis.compare.job import Outcome
 from bptool.analysis.compare.same_start import data_of, with_shared_weights
@@ -15,7 +15,7 @@ from bptool.analysis.profile.timing import TimedStep, time_steps
 from bptool.analysis.question import Question
 from bptool.analysis.real_step import RealStep
 from bptool.hardware import resolve_device
-from bptool.instruments.peak_memory import PeakMemory
+from bptool.instruments.memory.peak import PeakMemory
 from bptool.instruments.phase_timer import PhaseTimer
 from bptool.training.step import StepOutcome
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bptool.analysis.activation_budget import BudgetTooSmall, with_plan
+from bptool.analysis.activation_budget.planning import BudgetTooSmall, with_plan
 from bptool.analysis.compare.gradient_error import gradient_error, write_reference
 from bptool.analysis.compare.job import Job, Outcome
 from bptool.analysis.compare.timed_run import timed_run

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor  # no public name tells a fake tensor from a real one
 from torch.utils._pytree import tree_map  # what torch itself nests tensors with
 
-from bptool.analysis.activation_budget import settled
+from bptool.analysis.activation_budget.planning import settled
 from bptool.analysis.machine import THIS_CPU
 from bptool.config.overrides import override
 from bptool.config.schema import Config, OptimizerSettings, PrecisionSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from bptool.analysis.activation_budget import BudgetTooSmall
+from bptool.analysis.activation_budget.planning import BudgetTooSmall
 from bptool.analysis.memory.estimate import Simulated, simulated
 from bptool.analysis.memory.least import least_bytes
 from bptool.analysis.memory.result import Fitting, WhatIf

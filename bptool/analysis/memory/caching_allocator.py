@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory.trace import MemoryTrace
 from bptool.units import MIB
 
 ROUNDING_BYTES = 512

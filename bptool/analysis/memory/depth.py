@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from bptool.analysis.like_blocks import Blocks, Bundle, Copies, Lengths, Outline
 from bptool.analysis.memory.sweeps import BLOCK, Run, in_block, made_in, parts
-from bptool.instruments.memory_trace import Allocation, Event, MemoryTrace
+from bptool.instruments.memory.trace import Allocation, Event, MemoryTrace
 
 
 class NotPeriodic(Exception):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bptool.analysis.activation_budget import Planned, settled
+from bptool.analysis.activation_budget.planning import Planned, settled
 from bptool.analysis.machine import Machine
 from bptool.analysis.memory.caching_allocator import Replay, replay, rounded_size
 from bptool.analysis.memory.depth import Extended
@@ -23,7 +23,7 @@ from bptool.config.schema import Config
 from bptool.errors import BptoolError, TargetError
 from bptool.gpus import Range
 from bptool.hardware import resident_bytes
-from bptool.instruments.memory_trace import Allocation, MemoryTrace
+from bptool.instruments.memory.trace import Allocation, MemoryTrace
 from bptool.training.user_code import describe
 from bptool.training.workload import Workload
 from bptool.units import format_bytes

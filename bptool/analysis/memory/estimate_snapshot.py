@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bptool.analysis.memory.caching_allocator import Action, Replay, replay
 from bptool.analysis.memory.caching_allocator import Block as AllocatorBlock
-from bptool.instruments.memory_trace import Allocation, MemoryTrace
+from bptool.instruments.memory.trace import Allocation, MemoryTrace
 from bptool.interop.memory_snapshot import Block, Entry, Frame, Frames, Segment, Snapshot, write_snapshot_file
 
 

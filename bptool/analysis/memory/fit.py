@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bptool.analysis.activation_budget import settled
+from bptool.analysis.activation_budget.planning import settled
 from bptool.analysis.memory.alternatives import nearest_fitting
 from bptool.analysis.memory.estimate import counted
 from bptool.analysis.memory.least import block_inputs_bytes, state_bytes

@@ -15,7 +15,7 @@ from bptool.analysis.memory.simulation import STEADY, first_step_peak
 from bptool.analysis.memory.snapshot_diff import SnapshotDiff
 from bptool.analysis.memory.sweeps import block_of
 from bptool.analysis.result import Record, Result
-from bptool.instruments.memory_trace import Allocation, MemoryTrace, total_bytes
+from bptool.instruments.memory.trace import Allocation, MemoryTrace, total_bytes
 
 _LARGEST = 8
 

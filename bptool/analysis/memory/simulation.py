@@ -12,9 +12,9 @@ from bptool.analysis.machine import THIS_CPU, Machine
 from bptool.analysis.memory.depth import Extended, extended
 from bptool.config.overrides import override
 from bptool.config.schema import Config
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory.peak import unique_storage_bytes
+from bptool.instruments.memory.trace import MemoryTrace
 from bptool.instruments.packed_sequences import taken_for_unpacked
-from bptool.instruments.peak_memory import unique_storage_bytes
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
 from bptool.training.step import TrainStep

@@ -16,7 +16,7 @@ import torch
 from bptool.analysis.memory.caching_allocator import replay, rounded_size
 from bptool.analysis.memory.snapshot_peak import LiveBlock, peak_of
 from bptool.analysis.result import Record
-from bptool.instruments.memory_trace import Allocation, MemoryTrace
+from bptool.instruments.memory.trace import Allocation, MemoryTrace
 from bptool.interop.memory_snapshot import Frame, Snapshot
 
 _TORCH = Path(torch.__file__).parent

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory.trace import MemoryTrace
 
 BLOCK = re.compile(r"blocks\.(\d+)(?=\.|$)")
 """A block's number at the beginning of a module's name."""

@@ -14,7 +14,7 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from bptool.instruments.memory_trace import Allocation, Category, MemoryTrace
+from bptool.instruments.memory.trace import Allocation, Category, MemoryTrace
 
 STACK: tuple[Category, ...] = (
     "parameters",

@@ -11,7 +11,7 @@ from bptool.analysis.question import Question
 from bptool.analysis.real_step import RealStep
 from bptool.errors import OutOfMemory
 from bptool.hardware import available_memory_bytes, resolve_device
-from bptool.instruments.peak_memory import PeakMemory
+from bptool.instruments.memory.peak import PeakMemory
 from bptool.units import format_bytes
 
 

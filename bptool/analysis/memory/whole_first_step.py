@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bptool.analysis.memory.simulation import FIRST, STEADY
-from bptool.instruments.memory_trace import Allocation, Event, MemoryTrace
+from bptool.instruments.memory.trace import Allocation, Event, MemoryTrace
 
 
 def with_whole_first_step(trace: MemoryTrace) -> MemoryTrace:

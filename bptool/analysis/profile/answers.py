@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bptool.analysis.activation_budget import with_plan
+from bptool.analysis.activation_budget.planning import with_plan
 from bptool.analysis.memory.fit import memory_errors
 from bptool.analysis.profile.admission import Admission, admission
 from bptool.analysis.profile.assumptions import assumptions, warnings
@@ -28,7 +28,7 @@ from bptool.analysis.profile.tally import Tally, tally_of
 from bptool.analysis.profile.timing import finite_differences, phase_times, units_per_s
 from bptool.analysis.question import Question
 from bptool.errors import BptoolError, TargetError
-from bptool.instruments.operation_trace import OperationTrace
+from bptool.instruments.operations.trace import OperationTrace
 from bptool.training.assembly import build_model
 from bptool.training.user_code import describe, users_errors
 

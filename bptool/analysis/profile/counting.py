@@ -14,7 +14,7 @@ from bptool.analysis.profile.depth import Counted, extended
 from bptool.analysis.profile.tally import Tally, tally_of
 from bptool.analysis.question import Question
 from bptool.config.schema import Config
-from bptool.instruments.operation_recorder import OperationRecorder
+from bptool.instruments.operations.recorder import OperationRecorder
 from bptool.instruments.packed_sequences import taken_for_unpacked
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from bptool.analysis.profile.tally import Place
 from bptool.hardware import best_seconds
-from bptool.instruments.flop_formulas import attention_backward_flops, attention_flops
-from bptool.instruments.pointwise_flops import GELU_STEPS
+from bptool.instruments.operations.flop_formulas import attention_backward_flops, attention_flops
+from bptool.instruments.operations.pointwise_flops import GELU_STEPS
 
 Clock = Callable[[], float]
 _WIDTH, _WEIGHTS_BYTES = 1024, 2**27

@@ -19,9 +19,9 @@ from bptool.analysis.question import Question
 from bptool.analysis.real_step import RealStep
 from bptool.hardware import tune_cpu_allocator
 from bptool.instruments.cpu_use import read_cpu, used_between
-from bptool.instruments.operation_clock import Clock, CudaClock
-from bptool.instruments.operation_recorder import OperationRecorder
-from bptool.instruments.operation_trace import OperationTrace
+from bptool.instruments.operations.clock import Clock, CudaClock
+from bptool.instruments.operations.recorder import OperationRecorder
+from bptool.instruments.operations.trace import OperationTrace
 from bptool.instruments.phase_timer import PhaseTimer
 from bptool.training.interruption import StopRequest
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from bptool.analysis.profile.result import FlopCounts, ModuleCost, OpCost, PhaseCounts
 from bptool.analysis.profile.tally import NOTHING, Cost, ModuleFacts, Tally
-from bptool.instruments.operation_trace import Kind
+from bptool.instruments.operations.trace import Kind
 from bptool.training.instrument import Phase
 
 Status = Literal["used", "frozen", "no_backward", "unused"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from bptool.analysis.profile.result import RatioTerm, RecomputeTerm
 from bptool.analysis.profile.tally import NOTHING, Cost, ModuleFacts, Tally
-from bptool.instruments.operation_trace import Kind
+from bptool.instruments.operations.trace import Kind
 
 RESCORING = "attention's backward computes the scores again"
 NO_DGRAD = "no gradient of the input is wanted"

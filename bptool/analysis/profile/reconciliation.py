@@ -12,7 +12,7 @@ import numpy as np
 from bptool.analysis.profile.prediction import PHASES
 from bptool.analysis.profile.recorder_cost import NOTHING_ADDED, RecorderCost
 from bptool.analysis.profile.result import ModuleCost, OpCost, PhaseTimes, Unexplained
-from bptool.instruments.operation_trace import Operation, OperationTrace
+from bptool.instruments.operations.trace import Operation, OperationTrace
 
 _OF_MODULES = ("forward", "recompute", "backward")
 _KINDS = ("forward", "dgrad", "wgrad", "recompute")

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from bptool.instruments.operation_recorder import OperationRecorder
-from bptool.instruments.operation_trace import Operation, OperationTrace
+from bptool.instruments.operations.recorder import OperationRecorder
+from bptool.instruments.operations.trace import Operation, OperationTrace
 from bptool.instruments.phase_timer import PhaseTimer
 from bptool.training.instrument import Announcer, Instrument
 

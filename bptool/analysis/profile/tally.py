@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from bptool.instruments.operation_trace import Kind, Operation, OperationTrace
+from bptool.instruments.operations.trace import Kind, Operation, OperationTrace
 from bptool.training.instrument import Phase
 
 

@@ -15,8 +15,8 @@ from bptool.analysis.closed_forms.explanation import Explanation, explain
 from bptool.analysis.machine import THIS_CPU, Machine
 from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.config.overrides import override
-from bptool.instruments.cpu_scratch import CpuScratch
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory.cpu_scratch import CpuScratch
+from bptool.instruments.memory.trace import MemoryTrace
 from bptool.training.workload import transformer_workload
 
 GPT = {

@@ -13,7 +13,7 @@ from hypothesis import given
 from memory_records import CAPACITIES, record, records
 
 from bptool.analysis.memory.caching_allocator import Refusal, Replay, replay
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory.trace import MemoryTrace
 from bptool.units import GIB, MIB
 
 

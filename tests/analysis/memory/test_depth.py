@@ -19,7 +19,7 @@ from bptool.config.block_plan import parse_plan
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.gpus import gpu_named
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory.trace import MemoryTrace
 from bptool.training.workload import transformer_workload
 
 A100 = Machine(gpu_named("a100-40gb"))

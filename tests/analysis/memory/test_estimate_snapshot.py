@@ -16,7 +16,7 @@ from bptool.analysis.memory.caching_allocator import Replay, replay
 from bptool.analysis.memory.estimate_snapshot import write_snapshot
 from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.analysis.memory.snapshot_peak import peak_of
-from bptool.instruments.memory_trace import Allocation, MemoryTrace
+from bptool.instruments.memory.trace import Allocation, MemoryTrace
 from bptool.interop.memory_snapshot import read_snapshot
 from bptool.training.workload import transformer_workload
 from bptool.units import MIB

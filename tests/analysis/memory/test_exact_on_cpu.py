@@ -13,8 +13,8 @@ from small_runs import small_config
 
 from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.config.schema import Config
-from bptool.instruments.cpu_scratch import CpuScratch
-from bptool.instruments.memory_ledger import MemoryLedger
+from bptool.instruments.memory.cpu_scratch import CpuScratch
+from bptool.instruments.memory.ledger import MemoryLedger
 from bptool.training.workload import Workload, transformer_workload
 
 

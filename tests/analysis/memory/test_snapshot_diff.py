@@ -14,7 +14,7 @@ from bptool.analysis.memory.caching_allocator import replay
 from bptool.analysis.memory.estimate_snapshot import snapshot_of
 from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.analysis.memory.snapshot_diff import Side, SizeDifference, Source, diff
-from bptool.instruments.memory_trace import Allocation, MemoryTrace
+from bptool.instruments.memory.trace import Allocation, MemoryTrace
 from bptool.interop.memory_snapshot import Block, Frame, Frames, Segment, Snapshot
 from bptool.training.workload import transformer_workload
 from bptool.units import MIB

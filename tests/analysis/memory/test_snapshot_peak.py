@@ -9,7 +9,7 @@ from memory_records import record, records
 from bptool.analysis.memory.caching_allocator import replay
 from bptool.analysis.memory.estimate_snapshot import snapshot_of
 from bptool.analysis.memory.snapshot_peak import LiveBlock, peak_of
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory.trace import MemoryTrace
 from bptool.interop.memory_snapshot import Block, Entry, Frame, Segment, Snapshot
 from bptool.units import MIB
 

@@ -14,7 +14,7 @@ from small_runs import small_config
 
 from bptool.analysis.memory.simulation import STEADY, simulate
 from bptool.analysis.memory.timeline import STACK, Kind, Share, Span, Timeline, timeline
-from bptool.instruments.memory_trace import CATEGORIES, MemoryTrace
+from bptool.instruments.memory.trace import CATEGORIES, MemoryTrace
 from bptool.training.workload import transformer_workload
 
 N_POINTS = st.integers(1, 80)

@@ -13,7 +13,7 @@ from bptool.analysis.memory.whole_first_step import with_whole_first_step
 from bptool.config.loading import load_config
 from bptool.config.schema import Config
 from bptool.config.target import resolve_target
-from bptool.instruments.memory_trace import MemoryTrace
+from bptool.instruments.memory.trace import MemoryTrace
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
 from bptool.training.workload import transformer_workload

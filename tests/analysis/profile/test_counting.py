@@ -11,7 +11,7 @@ from small_runs import question_of, random_batches, small_config, transformer_st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from bptool.analysis.activation_budget import with_plan
+from bptool.analysis.activation_budget.planning import with_plan
 from bptool.analysis.like_blocks import Blocks, Lengths, Stretch
 from bptool.analysis.machine import Machine, machine_named
 from bptool.analysis.profile.counting import count, count_deep

@@ -18,7 +18,7 @@ from bptool.analysis.profile import ratio_terms as reasons
 from bptool.analysis.profile.counting import count
 from bptool.analysis.profile.parts import flop_counts
 from bptool.analysis.profile.tally import Cost, ModuleFacts, Place, Tally
-from bptool.instruments.operation_trace import Kind
+from bptool.instruments.operations.trace import Kind
 from bptool.training.workload import Workload, transformer_workload
 
 

@@ -19,7 +19,7 @@ from bptool.analysis.profile.roofline import (
     under_roofs,
 )
 from bptool.gpus import GPUS
-from bptool.instruments.operation_trace import Operation
+from bptool.instruments.operations.trace import Operation
 
 
 def rates(changes: Mapping[str, Any] | None = None) -> Rates:
