@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -135,7 +136,7 @@ def measured_memory_bandwidth(
     seconds: float = 0.6,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """The best bytes/s of `a = b + 3 c` over parts of arrays of `n_bytes` each, which no cache should hold.
+    """Bytes/s of `a = b + 3 c` over parts of arrays of `n_bytes` each, which no cache should hold.
 
     The triad of STREAM (McCalpin 1995), counted as there: two arrays are read and one is written, and that a CPU reads
     a line before it writes to it is not counted. A part is over before another process is given the core.
@@ -149,13 +150,13 @@ def measured_memory_bandwidth(
         left, right, out = next(parts)
         torch.add(left, right, alpha=3.0, out=out)
 
-    return 3 * min(part_bytes, n_bytes) / best_seconds(add_a_part, seconds, clock)
+    return 3 * min(part_bytes, n_bytes) / typical_seconds(add_a_part, seconds, clock)
 
 
 def measured_operation_overhead(*, seconds: float = 0.2, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that an operation takes on the CPU where there is hardly anything to compute: PyTorch's own work.
 
-    The mean over batches of 100 in a training's forward (autograd records them), the best of several batches.
+    The mean over batches of 100 in a training's forward (autograd records them), the median of several batches.
     """
     import torch
 
@@ -166,18 +167,29 @@ def measured_operation_overhead(*, seconds: float = 0.2, clock: Callable[[], flo
         for _ in range(100):
             y = y * 1.0
 
-    return best_seconds(batch, seconds, clock) / 100
+    return typical_seconds(batch, seconds, clock) / 100
 
 
 def best_seconds(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
-    """The shortest of as many runs as fit into `seconds`, at least one, after one that does not count."""
+    """The shortest of as many runs as fit into `seconds`, at least one: what the machine can do undisturbed."""
+    return min(_runs(action, seconds, clock))
+
+
+def typical_seconds(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+    """The median of as many runs as fit into `seconds`, at least one: what a step in the midst of others gets."""
+    return statistics.median(_runs(action, seconds, clock))
+
+
+def _runs(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> list[float]:
+    """What each run takes, after one that does not count."""
     action()
-    best, start = float("inf"), clock()
-    while clock() - start < seconds or best == float("inf"):
+    taken: list[float] = []
+    start = clock()
+    while clock() - start < seconds or not taken:
         before = clock()
         action()
-        best = min(best, clock() - before)
-    return best
+        taken.append(clock() - before)
+    return taken
 
 
 def available_memory_bytes(device: torch.device) -> int:

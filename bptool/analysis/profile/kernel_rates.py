@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bptool.analysis.profile.tally import Place
-from bptool.hardware import best_seconds
+from bptool.hardware import typical_seconds
 from bptool.instruments.operations.flop_formulas import attention_backward_flops, attention_flops
 from bptool.instruments.operations.pointwise_flops import GELU_STEPS
+from bptool.instruments.operations.trace import Kind
 
 Clock = Callable[[], float]
-_WIDTH, _WEIGHTS_BYTES = 1024, 2**27
+_ROWS, _WIDTH, _WEIGHTS_BYTES = 512, 1024, 2**27
 _CACHED_ELEMENTS = 2**16  # a few hundred KiB with the result: in the second-level cache of one core
 _MOST_TOKENS = 1024  # a longer one's rate is hardly another, and takes seconds to measure
 _ELEMENTARY = re.compile(
@@ -47,6 +48,18 @@ TYPICAL = AttentionShape()
 """Where a step's own is not known."""
 
 
+class ProductRate(NamedTuple):
+    """FLOP/s of a layer's three products, whose operands lie differently in memory: x Wᵗ, g W and gᵗ x."""
+
+    forward: float
+    dgrad: float
+    wgrad: float
+
+    def of(self, kind: Kind) -> float:
+        """Of the product that is for this."""
+        return self.dgrad if kind == "dgrad" else self.wgrad if kind == "wgrad" else self.forward
+
+
 class AttentionRate(NamedTuple):
     """FLOP/s, counted over all scores: of the forward, and of its gradients."""
 
@@ -66,7 +79,7 @@ class KernelRates:
         in_place_bytes_per_s: of an update that reads what it writes.
     """
 
-    products: Mapping[str, float]
+    products: Mapping[str, ProductRate]
     shape: AttentionShape | None
     attention: Mapping[str, AttentionRate]
     elementary: Mapping[str, float]
@@ -75,7 +88,8 @@ class KernelRates:
     def products_per_s(self, place: Place) -> float | None:
         """FLOP/s of these products, where it was measured."""
         if "attention" not in place.op:
-            return self.products.get(place.dtype)
+            of_layer = self.products.get(place.dtype)
+            return None if of_layer is None else of_layer.of(place.kind)
         rate = self.attention.get(place.dtype)
         return None if rate is None else rate.backward if place.kind in ("dgrad", "wgrad") else rate.forward
 
@@ -120,18 +134,24 @@ def measured_kernel_rates(dtypes: Iterable[str], shape: AttentionShape | None, *
         )
 
 
-def product_rate(dtype: torch.dtype, *, seconds: float, clock: Clock = time.perf_counter) -> float:
-    """Of 512 rows with matrices of 1024 x 1024 that no cache holds all of; the best, a millisecond each."""
-    rows, width = torch.ones(512, _WIDTH, dtype=dtype), _WIDTH
-    weights = cycle(torch.ones(_WEIGHTS_BYTES // (width**2 * dtype.itemsize), width, width, dtype=dtype).unbind())
-    out = torch.empty_like(rows)
-    return 2 * rows.numel() * width / best_seconds(lambda: torch.mm(rows, next(weights), out=out), seconds, clock)
+def product_rate(dtype: torch.dtype, *, seconds: float, clock: Clock = time.perf_counter) -> ProductRate:
+    """Of 512 rows with matrices of 1024 x 1024 that no cache holds all of."""
+    x, gradient = (torch.ones(_ROWS, _WIDTH, dtype=dtype) for _ in range(2))
+    count = _WEIGHTS_BYTES // (_WIDTH**2 * dtype.itemsize)
+    weights = cycle(torch.ones(count, _WIDTH, _WIDTH, dtype=dtype).unbind())
+    products: list[Callable[[], Tensor]] = [
+        lambda: torch.mm(x, next(weights).t()),
+        lambda: torch.mm(gradient, next(weights)),
+        lambda: torch.mm(gradient.t(), x, out=next(weights)),
+    ]
+    flops = 2 * _ROWS * _WIDTH**2
+    return ProductRate(*(flops / typical_seconds(product, seconds / len(products), clock) for product in products))
 
 
 def attention_rate(
     dtype: torch.dtype, shape: AttentionShape, *, seconds: float, clock: Clock = time.perf_counter
 ) -> AttentionRate:
-    """Of one sequence with a head for each thread, each direction the best of several."""
+    """Of one sequence with a head for each thread, each direction by itself."""
     sizes = (1, torch.get_num_threads(), shape.tokens, shape.width)
     query, key, value = (torch.randn(sizes, dtype=dtype).requires_grad_() for _ in range(3))
 
@@ -144,7 +164,7 @@ def attention_rate(
     def differentiate() -> object:
         return torch.autograd.grad(result, (query, key, value), slope, retain_graph=True)
 
-    forward_s, backward_s = (best_seconds(action, seconds / 2, clock) for action in (attend, differentiate))
+    forward_s, backward_s = (typical_seconds(action, seconds / 2, clock) for action in (attend, differentiate))
     flops, of_gradients = (count(sizes, sizes, sizes) for count in (attention_flops, attention_backward_flops))
     return AttentionRate(flops / forward_s, of_gradients / backward_s)
 
@@ -157,15 +177,15 @@ def elementary_rate(dtype: torch.dtype, *, seconds: float, clock: Clock = time.p
     def both() -> object:
         return torch.autograd.grad(F.gelu(x, approximate="tanh"), x, slope)
 
-    return sum(GELU_STEPS["tanh"]) * x.numel() / best_seconds(both, seconds, clock)
+    return sum(GELU_STEPS["tanh"]) * x.numel() / typical_seconds(both, seconds, clock)
 
 
 def in_place_bandwidth(
     *, n_bytes: int = 2**26, parts: int = 8, seconds: float, clock: Clock = time.perf_counter
 ) -> float:
-    """The best of PyTorch's fused AdamW over parts of four arrays of `n_bytes` each: it reads all and writes three."""
+    """Of PyTorch's fused AdamW over parts of four arrays of `n_bytes` each: it reads all and writes three."""
     updates = cycle([_update(n_bytes // parts) for _ in range(parts)])
-    return 7 * (n_bytes // parts) / best_seconds(lambda: next(updates)(), seconds, clock)
+    return 7 * (n_bytes // parts) / typical_seconds(lambda: next(updates)(), seconds, clock)
 
 
 def _update(n_bytes: int) -> Callable[[], object]:

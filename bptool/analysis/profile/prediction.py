@@ -71,7 +71,12 @@ def _basis(rates: Rates) -> str:
 
 def _of_kernels(kernels: KernelRates, dtype: str) -> str:
     """Arithmetic in this format."""
-    found = {"products with weights from memory": kernels.products[dtype]}
+    products = kernels.products[dtype]
+    found = {
+        "products with weights from memory": products.forward,
+        "their dgrad": products.dgrad,
+        "their wgrad": products.wgrad,
+    }
     if kernels.shape is not None:
         tokens, width, _ = kernels.shape
         found[f"attention ({tokens} tokens, heads {width} wide)"] = kernels.attention[dtype].forward

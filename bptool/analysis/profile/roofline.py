@@ -115,7 +115,7 @@ def cpu_rates(
         mode: `precision.mode`.
         dtypes: further ones that matrix products are computed in.
         shape: of the step's attention; None: it has none.
-        seconds: for which each rate is measured, the best being kept.
+        seconds: for which each rate is measured.
     """
     used = {_FORMAT[mode], *dtypes} & _MODE.keys()
     formats = {"float32", *used}

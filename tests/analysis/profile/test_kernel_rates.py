@@ -16,6 +16,7 @@ from bptool.analysis.profile.kernel_rates import (
     AttentionRate,
     AttentionShape,
     KernelRates,
+    ProductRate,
     attention_rate,
     elementary_rate,
     in_place_bandwidth,
@@ -46,19 +47,23 @@ def place(op: str, kind: str = "forward", dtype: str = "bfloat16") -> Place:
 
 class TestMeasured:
     def test_products_of_512_rows(self) -> None:
-        assert product_rate(torch.float32, seconds=1, clock=ticking(0.25)) == 2 * 512 * 1024 * 1024 / 0.25
+        found = product_rate(torch.float32, seconds=1, clock=ticking(0.25))
+        assert set(found) == {2 * 512 * 1024 * 1024 / 0.25}
 
-    def test_weights_are_another_products_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[tuple[int, torch.dtype]] = []
+    def test_the_products_of_a_layer_with_another_ones_weights_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its result, its input's gradient and its weights': of three matrices the weights' lies apart each time."""
+        seen: list[tuple[tuple[bool, bool], int]] = []
 
-        def watched(rows: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-            seen.append((weight.data_ptr(), weight.dtype))
-            return out
+        def watched(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+            assert {left.dtype, right.dtype} == {torch.bfloat16}
+            turned = (not left.is_contiguous(), not right.is_contiguous())
+            seen.append((turned, (right if out is None else out).data_ptr()))
+            return left
 
         monkeypatch.setattr("torch.mm", watched)
         product_rate(torch.bfloat16, seconds=60, clock=ticking(1))
-        assert len({at for at, _ in seen}) == len(seen) > 15
-        assert {dtype for _, dtype in seen} == {torch.bfloat16}
+        assert list(dict.fromkeys(turned for turned, _ in seen)) == [(False, True), (False, False), (True, False)]
+        assert len({at for _, at in seen}) == len(seen) > 20
 
     def test_attention_counted_by_pytorchs_formulas(self) -> None:
         sizes = (1, torch.get_num_threads(), 16, 4)
@@ -104,7 +109,8 @@ class TestMeasured:
 
 
 class TestChosen:
-    RATES = KernelRates({"bfloat16": 9.0}, SHAPE, {"bfloat16": AttentionRate(7.0, 3.0)}, {"bfloat16": 5.0}, 20.0)
+    LAYER = ProductRate(9.0, 8.0, 6.0)
+    RATES = KernelRates({"bfloat16": LAYER}, SHAPE, {"bfloat16": AttentionRate(7.0, 3.0)}, {"bfloat16": 5.0}, 20.0)
 
     @pytest.mark.parametrize(
         ("op", "kind", "expected"),
@@ -113,7 +119,9 @@ class TestChosen:
             ("_scaled_dot_product_flash_attention_for_cpu", "recompute", 7),
             ("_scaled_dot_product_flash_attention_for_cpu_backward", "dgrad", 3),
             ("mm", "forward", 9),
-            ("addmm", "wgrad", 9),
+            ("addmm", "recompute", 9),
+            ("mm", "dgrad", 8),
+            ("mm", "wgrad", 6),
         ],
     )
     def test_products(self, op: str, kind: str, expected: float | None) -> None:
@@ -138,9 +146,10 @@ class TestChosen:
     def test_joined_with_another_format(self) -> None:
         """What is known already stays."""
         attention = {"bfloat16": AttentionRate(1, 1), "float32": AttentionRate(2, 2)}
-        other = KernelRates({"bfloat16": 8.0, "float32": 4.0}, SHAPE, attention, {"x": 9.0}, 1.0)
+        other_layer = ProductRate(4, 4, 4)
+        other = KernelRates({"bfloat16": other_layer, "float32": other_layer}, SHAPE, attention, {"x": 9.0}, 1.0)
         found = self.RATES.joined(other)
-        assert found.products == {"bfloat16": 9, "float32": 4}
+        assert found.products == {"bfloat16": self.LAYER, "float32": other_layer}
         assert found.attention == {"bfloat16": (7, 3), "float32": (2, 2)}
         assert found.elementary == {"bfloat16": 5, "x": 9}
         assert found.in_place_bytes_per_s == 20

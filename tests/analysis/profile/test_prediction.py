@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from profile_traces import costs, operation, times
 
-from bptool.analysis.profile.kernel_rates import AttentionRate, AttentionShape, KernelRates
+from bptool.analysis.profile.kernel_rates import AttentionRate, AttentionShape, KernelRates, ProductRate
 from bptool.analysis.profile.prediction import predict
 from bptool.analysis.profile.roofline import Rates, gpu_rates
 from bptool.gpus import GPUS
@@ -69,9 +69,10 @@ def test_the_basis_names_the_rates() -> None:
 
 def test_the_basis_names_what_was_measured_of_each_kind() -> None:
     attention = {"float32": AttentionRate(5e9, 2e9)}
-    kernels = KernelRates({"float32": 9e9}, AttentionShape(256, 64), attention, {"float32": 1e9}, 30e9)
+    products = {"float32": ProductRate(9e9, 8e9, 7e9)}
+    kernels = KernelRates(products, AttentionShape(256, 64), attention, {"float32": 1e9}, 30e9)
     basis = predict(STEP, 60, replace(rates(), kernels=kernels), None).basis
-    assert "products with weights from memory 9.0 GFLOP/s" in basis
+    assert "products with weights from memory 9.0 GFLOP/s, their dgrad 8.0 GFLOP/s, their wgrad 7.0 GFLOP/s" in basis
     assert "attention (256 tokens, heads 64 wide) 5.0 GFLOP/s, its gradients 2.0 GFLOP/s" in basis
     assert "exponentials and their like 1.0 GFLOP/s" in basis
     assert "memory 10.0 B/s as a = b + 3 c, 30.0 GB/s as an update in place" in basis

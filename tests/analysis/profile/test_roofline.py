@@ -7,7 +7,7 @@ import pytest
 from profile_traces import costs, op_costs, operation
 
 from bptool.analysis.profile import roofline
-from bptool.analysis.profile.kernel_rates import AttentionRate, AttentionShape, KernelRates
+from bptool.analysis.profile.kernel_rates import AttentionRate, AttentionShape, KernelRates, ProductRate
 from bptool.analysis.profile.roofline import (
     OperationSeconds,
     Rates,
@@ -68,7 +68,9 @@ class TestKindsOfWork:
     """Products 80 FLOP/s, attention 50 and 20 in its gradients, a GELU 10; in place 40 bytes/s."""
 
     ATTENTION = AttentionRate(50.0, 20.0)
-    KERNELS = KernelRates({"float32": 80.0}, AttentionShape(), {"float32": ATTENTION}, {"float32": 10.0}, 40.0)
+    KERNELS = KernelRates(
+        {"float32": ProductRate(80.0, 80.0, 80.0)}, AttentionShape(), {"float32": ATTENTION}, {"float32": 10.0}, 40.0
+    )
 
     @pytest.mark.parametrize(
         ("done", "expected"),
