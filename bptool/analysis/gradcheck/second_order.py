@@ -28,6 +28,8 @@ def double_backward(setting: Setting) -> Answer:
     if not setting.finite:
         return Answer(True, "not asked: a gradient is not finite")
     names = [name for name in setting.smooth_names() if setting.gradients[name] is not None]
+    if not names:
+        return Answer(True, "not asked: no element has a gradient")
     tensors = [subject.leaves[name].tensor for name in names]
     try:
         # An operation that is `once_differentiable` refuses only where the gradient that comes in has a graph.

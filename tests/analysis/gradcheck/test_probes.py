@@ -268,6 +268,13 @@ def test_double_backward_that_is_refused() -> None:
     assert failing(checked(called(Once), some(), double_backward=True)) == {"double_backward"}
 
 
+def test_double_backward_where_all_is_empty() -> None:
+    """PyTorch 2.11 refuses to differentiate by nothing."""
+    result = checked(torch.sin, torch.zeros(0, requires_grad=True))
+    assert result.passed
+    assert "no element has a gradient" in detail(result, "double_backward")
+
+
 @pytest.mark.parametrize(
     ("module", "inputs"),
     [
