@@ -144,7 +144,7 @@ def cheapest(kinds: Sequence[Kind], budget_bytes: int) -> Plan:
         if counts and sum(option.n_bytes for options in treated for option in options) <= budget_bytes:
             break
     else:
-        treated = [[min(kind.options, key=lambda option: option.n_bytes)] * len(kind.blocks) for kind in kinds]
+        treated = [[_most_frugal(kind)] * len(kind.blocks) for kind in kinds]
     chosen = dict(pair for kind, options in zip(kinds, treated, strict=True) for pair in _laid_out(kind, options))
     effort = sum(option.effort for option in chosen.values())
     gap = 0.0 if effort <= bound or isclose(effort, bound, rel_tol=1e-9) else (effort - bound) / effort
@@ -250,6 +250,11 @@ def _worth_while(kind: Kind) -> Kind:
 
 def _least(kind: Kind) -> int:
     return min(way.n_bytes for way in _ways(kind))
+
+
+def _most_frugal(kind: Kind) -> Option:
+    nothing_kept = [_selecting(kind.selection, [])] if kind.selection else []
+    return min([*kind.options, *nothing_kept], key=lambda option: (option.n_bytes, option.effort))
 
 
 def _ways(kind: Kind) -> list[Option | Selection]:

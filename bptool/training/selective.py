@@ -49,6 +49,10 @@ Chooser = Callable[[Operator], bool]
 """Whether an operation's result is saved; asked for each of a block in turn, but for views."""
 
 
+class NotRepeated(TargetError):
+    """A block's recomputation is not its forward again."""
+
+
 class Attention:
     """Saves the result of fused attention alone; attention that is written out has no such operation."""
 
@@ -243,10 +247,10 @@ class _Kept:
         """What was saved.
 
         Raises:
-            TargetError: something was written into it since.
+            NotRepeated: something was written into it since.
         """
         if self._version is not None and self._value._version != self._version:
-            raise TargetError(
+            raise NotRepeated(
                 "selective recomputation: a saved result was written into by a later operation in place",
                 "use activation_checkpoint.policy=full, or an operation that is not in place",
             )
@@ -254,7 +258,7 @@ class _Kept:
 
 
 def _refuse_other_operations(func: Operator) -> NoReturn:
-    raise TargetError(
+    raise NotRepeated(
         f"selective recomputation: {func} is run at a place where the forward ran another operation, or none",
         "a block that does not repeat itself cannot be recomputed: use activation_checkpoint.policy=none",
     )

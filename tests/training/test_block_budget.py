@@ -85,6 +85,13 @@ def test_no_choice_of_results_is_cheaper(kinds: list[Kind], share: float) -> Non
     assert plan.effort * (1 - plan.gap) <= best * (1 + 1e-9) + 1e-9
 
 
+def test_where_only_keeping_nothing_fits() -> None:
+    """The solver takes a millionth of the budget for nothing."""
+    selection = Selection(0, 1.0, (Result("op-1", 1, 1.0),))
+    plan = cheapest([Kind((0, 1), (Option("none", 10**6, 0.0),), selection)], 0)
+    assert (plan.policies, plan.n_bytes, plan.effort) == (("full", "full"), 0, 2.0)
+
+
 def test_a_choice_by_hand() -> None:
     """Room for 7 bytes in two blocks: the result that spares most for its bytes in both, then the other one once."""
     selection = Selection(0, 10.0, (Result("mm-1", 2, 5.0), Result("mm-2", 3, 4.0), Result("add-1", 9, 1.0)))

@@ -26,6 +26,8 @@ _SECONDS, _RUNS = 0.1, 5
 """For one operation: it is run so often or so long, at least once after a first time, and the shortest run counts."""
 _OTHERS = 2**24
 """Numbers that are written before each run: a step has been elsewhere since it made what an operation reads."""
+_MANY = 200
+"""Operations in a row, to tell what it takes to watch one of them."""
 
 
 class Costs(Protocol):
@@ -164,6 +166,3 @@ class Measured:
         forward, _ = selective_contexts(Attention)
         with forward:
             self._many()
-
-
-_MANY = 200

@@ -22,6 +22,7 @@ from bptool.config.overrides import of_mode
 from bptool.errors import BptoolError
 from bptool.training.activation_checkpoint import SUBLAYER_POLICIES, has_sublayers
 from bptool.training.instrument import Instrument, Phase
+from bptool.training.selective import NotRepeated
 
 CHECKPOINTING, CLIPPING, DESCENT = "activation_checkpointing", "clipping_norm", "gradient_descent_update"
 _DROPOUT = 0.1
@@ -157,9 +158,10 @@ def _policy_agrees(at_hand: ModelAtHand, without: Mapping[str, Tensor | None], p
     """A policy's gradient beside that of none; a recomputation that raises is no gradient."""
     try:
         found = agree_as_one(_trained_gradient(at_hand), without, 0.0)
-    except (BptoolError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # of PyTorch's recomputation, or of the user's block that is run a second time
+    except Exception as error:
+        if isinstance(error, BptoolError | MemoryError | torch.OutOfMemoryError) and not isinstance(error, NotRepeated):
+            raise
+        # Else it is of PyTorch's recomputation, or of the user's block that is run a second time.
         return Agreement(False, math.inf, 0.0, f"policy {policy} raises {_first_sentence(error)}; {_RECOMPUTABLE}")
     return Agreement(found.holds, found.relative_error, found.tolerance, f"policy {policy}, {found.where}")
 
