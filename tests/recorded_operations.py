@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
+import torch
+from small_runs import run_steps, transformer_step
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bptool.instruments.operations.recorder import OperationRecorder
 from bptool.instruments.operations.trace import Operation, OperationTrace
+
+X = torch.randn(5, 16)
+LINEAR = 2 * 5 * 16 * 16
+"""FLOPs of a 16 x 16 layer on `X`."""
+
+
+def linear(trained: bool = True) -> nn.Linear:
+    return nn.Linear(16, 16).requires_grad_(trained)
 
 
 def recorded(model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None) -> OperationTrace:
@@ -35,3 +47,13 @@ def split(trace: OperationTrace, module: str | None = None) -> tuple[int, int, i
         flops(trace.operations, kind=kind, **where) for kind in ("forward", "dgrad", "wgrad", "recompute")
     )
     return forward, dgrad, wgrad, again
+
+
+def trainer_record(config: Any, micro_batches: int = 1, fake: bool = False) -> OperationTrace:
+    """The second step of the trainer's own transformer."""
+    recorder = OperationRecorder()
+    with FakeTensorMode() if fake else nullcontext():
+        step = transformer_step(config, recorder)
+        with recorder, recorder.watching(step.model):
+            run_steps(step, 2, micro_batches)
+    return recorder.traces()[-1]

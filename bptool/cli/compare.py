@@ -267,15 +267,15 @@ def _write(views: _Views, result: CompareResult) -> None:
 
 def _text(result: CompareResult, file: Path) -> str:
     """The report with its picture, as wide as the terminal, coloured where a person reads it."""
-    import shutil
 
     from rich.console import Console
 
     from bptool.report.compare.console import render
     from bptool.report.scatter import scatter
+    from bptool.report.text import terminal_width
 
     console = Console()
-    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 200))
+    width = terminal_width()
     colored = console.is_terminal and not console.no_color
     picture = scatter(result, width=min(width, 100), colored=colored)
     return render(result, width=width, picture=picture, file=str(file))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -79,6 +78,7 @@ def gradcheck(
     from bptool.analysis.gradcheck.answers import Listener, Wanted, answer
     from bptool.report.gradcheck.console import render
     from bptool.report.step_progress import counting_steps
+    from bptool.report.text import WIDTH, terminal_width
 
     wanted = Wanted(precision=precision, mutate=mutate)
     with (
@@ -88,7 +88,7 @@ def gradcheck(
         result = answer(target, overrides, wanted, seed=seed, listener=Listener(_expected, done))
     if html:
         _write(html, result)
-    width = max(60, min(shutil.get_terminal_size((114, 24)).columns, 200))
+    width = terminal_width(unknown=WIDTH)
     typer.echo(result.json_text() if json else render(result, width=width))
     if not result.passed:
         raise typer.Exit(AnswerIsNo.exit_code)

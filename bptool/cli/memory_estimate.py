@@ -116,7 +116,6 @@ def _write_snapshot(path: Path, step: Simulated) -> None:
 
 def _text(result: MemoryEstimate, step: Simulated) -> str:
     """The report with its picture, coloured where a person reads it."""
-    import shutil
 
     from rich.console import Console
 
@@ -124,9 +123,10 @@ def _text(result: MemoryEstimate, step: Simulated) -> str:
     from bptool.analysis.memory.timeline import timeline
     from bptool.report.memory.console import render
     from bptool.report.memory.picture import picture
+    from bptool.report.text import terminal_width
 
     console = Console()
-    width = min(shutil.get_terminal_size().columns, 100)
+    width = min(terminal_width(unknown=80, least=1), 100)
     drawn = picture(timeline(step.trace, STEADY), width=width, colored=console.is_terminal and not console.no_color)
     with console.capture() as capture:
         console.print(drawn, end="", soft_wrap=True)

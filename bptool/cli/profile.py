@@ -156,16 +156,16 @@ def _write(files: _Files, profiled: Profiled) -> None:
 
 def _text(result: ProfileResult, given: list[str]) -> str:
     """The report with its picture, as wide as the terminal, coloured where a person reads it."""
-    import shutil
 
     from rich.console import Console
 
     from bptool.report.profile.console import render
     from bptool.report.profile.cost_tree import cost_tree
     from bptool.report.profile.icicle import icicle
+    from bptool.report.text import terminal_width
 
     console = Console()
-    width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 200))
+    width = terminal_width(least=40)
     drawn = icicle(cost_tree(result.modules), width=width, colored=console.is_terminal and not console.no_color)
     with console.capture() as capture:
         console.print(drawn, end="", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import textwrap
 from collections.abc import Sequence
 
@@ -11,6 +12,11 @@ WIDTH = 114
 _ROOM = 30
 """A column of words is no narrower."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def terminal_width(unknown: int = 100, least: int = 60) -> int:
+    """Columns for lines, at most 200; `unknown` where there is no terminal."""
+    return max(least, min(shutil.get_terminal_size((unknown, 24)).columns, 200))
 
 
 def aligned(rows: Sequence[tuple[str, str]], indent: str = "  ") -> str:

@@ -249,16 +249,16 @@ def _worth_while(kind: Kind) -> Kind:
 
 
 def _least(kind: Kind) -> int:
-    return min(way.n_bytes for way in _ways(kind))
+    return _most_frugal(kind).n_bytes
 
 
 def _most_frugal(kind: Kind) -> Option:
-    nothing_kept = [_selecting(kind.selection, [])] if kind.selection else []
-    return min([*kind.options, *nothing_kept], key=lambda option: (option.n_bytes, option.effort))
+    return min(_ways(kind), key=lambda option: (option.n_bytes, option.effort))
 
 
-def _ways(kind: Kind) -> list[Option | Selection]:
-    return [*kind.options, *([kind.selection] if kind.selection else [])]
+def _ways(kind: Kind) -> list[Option]:
+    """Its options, and last, where it may select, to keep none of the results."""
+    return [*kind.options, *([_selecting(kind.selection, [])] if kind.selection else [])]
 
 
 def _treated(kind: Kind, counts: _Counts) -> list[Option]:

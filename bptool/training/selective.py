@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 from torch.utils._pytree import tree_map  # what torch itself nests tensors with
 from torch.utils.checkpoint import SAC_IGNORED_OPS
 
 from bptool.errors import TargetError, UsageError
 from bptool.model.grouped import GROUPED_LINEAR
+from bptool.training.operation_mode import OperationMode
 
 _aten = torch.ops.aten
 _ATTENTION: Mapping[torch._ops.OpOverload, int] = {
@@ -155,13 +155,8 @@ def selective_contexts(
     return first, _Again(first)
 
 
-class _Mode(TorchDispatchMode):
+class _Mode(OperationMode):
     """Sees each operation that is run while it is entered."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """PyTorch's wrapper against being compiled costs more than the mode."""
-        return False
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -180,7 +175,7 @@ class _First(_Mode):
     """
 
     def __init__(self, chooser: Chooser) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.run: list[Operator] = []
         self.kept: dict[int, Any] = {}
         self._chooser, self._ahead = chooser, False
@@ -214,7 +209,7 @@ class _Again(_Mode):
     """The recomputation: what was saved is found, once; the rest is run."""
 
     def __init__(self, first: _First) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._first, self._count = first, 0
 
     def __torch_dispatch__(

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map  # what torch itself nests tensors with
 
+from bptool.analysis.profile.roofline import gpu_rates
 from bptool.gpus import Gpu
 from bptool.instruments.operations.log import Operation, Shape
 from bptool.training.selective import Attention, selective_contexts
 
-_CPU_FLOPS_PER_BYTE, _GPU_BYTES_PER_S = 20.0, 2e12
-"""A core's matrix rate over its share of the memory's, roughly; and an A100's memory bandwidth, by its data sheet."""
+_CPU_FLOPS_PER_BYTE = 20.0
+"""A core's matrix rate over its share of the memory's, roughly: a CPU's own would be another each time."""
 _CPU_WATCHING = 5e5
 """5 microseconds of a core that does 100 GFLOP/s."""
 _SECONDS, _RUNS = 0.1, 5
@@ -62,9 +64,8 @@ class Estimated:
     basis = "by a roofline estimate"
 
     def __init__(self, gpu: Gpu | None, mode: str) -> None:
-        rate = {"fp32": "fp32", "tf32": "tf32"}.get(mode, "bf16")
         self._gpu = gpu
-        self._flops_per_byte = gpu.flops_per_s[rate] / _GPU_BYTES_PER_S if gpu else _CPU_FLOPS_PER_BYTE
+        self._flops_per_byte = gpu_rates(gpu, mode).roofline.ridge if gpu else _CPU_FLOPS_PER_BYTE
 
     def of(self, operation: Operation) -> float:
         """What it takes."""
@@ -95,7 +96,6 @@ class Measured:
         self._known: dict[str, float | None] = {}
         self._seconds = self._effort = 0.0
         self._watching: float | None = None
-        self._others = torch.empty(_OTHERS, device=device)
 
     def of(self, operation: Operation) -> float:
         """What it takes."""
@@ -106,6 +106,10 @@ class Measured:
             self._known[key] = self._measured(operation)
         seconds = self._known[key]
         return self._rate * self._estimated.of(operation) if seconds is None else seconds
+
+    @cached_property
+    def _others(self) -> Tensor:
+        return torch.empty(_OTHERS, device=self._device)
 
     @property
     def _rate(self) -> float:

@@ -98,7 +98,7 @@ def counted(found: Extended, machine: Machine) -> Simulated:
     fits = None
     if machine.capacity_bytes is not None:
         room = machine.capacity_bytes - machine.gpu.context.expected
-        # Above the room the allocator gives back what it only caches, which may be enough.
+        # Above the room the allocator gives back what it only caches, which may be enough; not asked of bundles.
         fits = reserved <= room or (found.beyond is None and room > 0 and replay(both, room).refusal is None)
     in_blocks = found.trace.resized(_block_sizes(found.trace, done).__getitem__)
     return Simulated(found.trace, in_blocks, reserved, found.depths, fits, whole=found.write_out)
@@ -196,7 +196,9 @@ def _assumptions(question: Question, step: Simulated, overhead: Range) -> list[s
         known = f"{low} and {high}, and so do {check}, as simulating them showed"
         sentences.append(f"{question.workload.n_layers} layers follow from {known}")
     if machine.gpu and step.whole:
-        sentences.append("reserved follows from two lesser depths: it grows nearly in a straight line")
+        sentences.append(
+            "reserved is extended from two lesser depths that were replayed: it grows nearly in a straight line"
+        )
     if step.planned:
         sentences.append(step.planned.sentence)
     if config.training.compile:

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 
 from bptool.gpus import Gpu
 from bptool.hardware import standing_in_for_cuda_tensors
 from bptool.instruments.cuda.attention import Call, attend
 from bptool.instruments.cuda.autocast import autocasting_as_cuda
 from bptool.instruments.dispatch import below_autograd, standing_in
+from bptool.training.operation_mode import OperationMode
 
 _aten = torch.ops.aten
 _NORMALISATIONS = frozenset(
@@ -43,7 +43,7 @@ def standing_in_for_cuda(gpu: Gpu) -> Iterator[None]:
     Enter it inside of `FakeTensorMode` and outside of what records operations, such as the memory ledger, which then
     sees what CUDA would run. It holds for the whole process.
     """
-    with cuda_kernels(gpu), _float32_statistics():
+    with cuda_kernels(gpu), _Float32Statistics():
         yield
 
 
@@ -127,18 +127,8 @@ class _FusedRMSNorm(torch.autograd.Function):
         return x_grad, None, weight_grad, None
 
 
-def _float32_statistics() -> TorchDispatchMode:
-    mode: TorchDispatchMode = _Float32Statistics()  # type: ignore[no-untyped-call]
-    return mode
-
-
-class _Float32Statistics(TorchDispatchMode):
+class _Float32Statistics(OperationMode):
     """Passes every result on to `float32_statistics`."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled under it; PyTorch's wrapper against that costs more than the mode."""
-        return False
 
     def __torch_dispatch__(
         self,

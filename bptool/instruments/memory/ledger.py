@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     FakeTensor,
 )  # no public name tells a fake tensor from a real one
-from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 
 from bptool.instruments.fake_values import device_of_fake, value_of_fake
 from bptool.instruments.memory.abridged_loop import abridged
@@ -29,6 +28,7 @@ from bptool.instruments.memory.kept_numbers import MAY_SAVE_NUMBERS, KeptNumbers
 from bptool.instruments.memory.trace import Allocation, Category, Event, MemoryTrace
 from bptool.instruments.whereabouts import Whereabouts
 from bptool.training.instrument import Instrument, Phase
+from bptool.training.operation_mode import OperationMode
 from bptool.training.optimizers import Optimizers
 
 Scratch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any], int]
@@ -38,7 +38,7 @@ Scratch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any]
 _ADD = torch.ops.aten.add.Tensor
 
 
-class MemoryLedger(TorchDispatchMode, Instrument):
+class MemoryLedger(OperationMode, Instrument):
     """Records every storage's life while it is entered, and the phases that it is told of.
 
     Args:
@@ -47,7 +47,7 @@ class MemoryLedger(TorchDispatchMode, Instrument):
     """
 
     def __init__(self, *, counts_host: bool = True, scratch: Scratch | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._counts_host = counts_host
         self._scratch = scratch
         self._allocations: list[Allocation] = []
@@ -154,11 +154,6 @@ class MemoryLedger(TorchDispatchMode, Instrument):
             return state
 
         return get_rng_state
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled under the ledger; PyTorch's wrapper against it costs as much as the ledger's own work."""
-        return False
 
     def __torch_dispatch__(
         self,

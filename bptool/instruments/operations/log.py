@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 from torch.utils._pytree import tree_leaves, tree_map  # what torch itself nests tensors with
 
 from bptool.instruments.operations.flop_formulas import flops_of
 from bptool.training.instrument import Instrument, Phase
+from bptool.training.operation_mode import OperationMode
 
 _aten = torch.ops.aten
 _FREE = {_aten._unsafe_view, _aten.empty, _aten.empty_like, torch.ops.prim.device}
@@ -67,7 +67,7 @@ class Operation:
     overwritten: bool = False
 
 
-class OperationLog(TorchDispatchMode, Instrument):
+class OperationLog(OperationMode, Instrument):
     """Notes what runs while it is entered, by the innermost phase that it is told of.
 
     Attributes:
@@ -75,7 +75,7 @@ class OperationLog(TorchDispatchMode, Instrument):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.by_phase: dict[str, list[Operation]] = {}
         self._phases: list[str] = [""]
         self._made: dict[int, Operation] = {}
@@ -91,11 +91,6 @@ class OperationLog(TorchDispatchMode, Instrument):
             yield
         finally:
             self._phases.pop()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled under it; PyTorch's wrapper against that costs more than the mode."""
-        return False
 
     def __torch_dispatch__(
         self,

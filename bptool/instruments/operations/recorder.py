@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's documented way to see every operation
 
 from bptool.instruments.dispatch import is_composite
 from bptool.instruments.fake_values import device_of_fake, value_of_fake
@@ -29,11 +28,12 @@ from bptool.instruments.whereabouts import Whereabouts
 from bptool.model.alike import abridging
 from bptool.model.early_gradients import GradientOf, listening
 from bptool.training.instrument import Instrument, Phase
+from bptool.training.operation_mode import OperationMode
 
 _MADE_EARLY: dict[GradientOf, Kind] = {"input": "dgrad", "parameters": "wgrad"}
 
 
-class OperationRecorder(TorchDispatchMode, Instrument):
+class OperationRecorder(OperationMode, Instrument):
     """Records operations while it is entered, and the phases that it is told of.
 
     Args:
@@ -41,7 +41,7 @@ class OperationRecorder(TorchDispatchMode, Instrument):
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._clock = clock
         self._tape = Tape(clock)
         self._phases: list[Phase] = []
@@ -112,11 +112,6 @@ class OperationRecorder(TorchDispatchMode, Instrument):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._stack.close()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled under it; PyTorch's wrapper against that costs as much as the recorder's own work."""
-        return False
 
     def _hear(self, of: GradientOf | None) -> None:
         self._early = None if of is None else _MADE_EARLY[of]

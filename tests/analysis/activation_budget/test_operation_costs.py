@@ -30,12 +30,12 @@ def product(n: int = 4) -> Operation:
 
 
 def test_an_estimate_is_the_longer_of_arithmetic_and_traffic() -> None:
-    """On a CPU a byte takes as long as 20 FLOPs; on a GPU by its data sheet's rate over 2 TB/s."""
+    """On a CPU a byte takes as long as 20 FLOPs; on a GPU by its data sheet: rate over bandwidth."""
     assert Estimated(None, "fp32").of(product()) == 20 * 3 * 4 * 4 * 4  # its 128 FLOPs are less
     large = product(512)
     assert Estimated(None, "fp32").of(large) == 2 * 512**3
     gpu = gpu_named("h100")
-    assert Estimated(gpu, "bf16").of(product()) == pytest.approx(3 * 4 * 16 * gpu.flops_per_s["bf16"] / 2e12)
+    assert Estimated(gpu, "bf16").of(product()) == pytest.approx(3 * 4 * 16 * gpu.flops_per_s["bf16"] / gpu.bytes_per_s)
 
 
 class Clock:
