@@ -83,20 +83,21 @@ class Numbering:
     """Names a block's operations in turn: `mm-1`, `mm-2`, `attention-1` ..., the same on every device."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        """How many of each there were so far."""
 
     def __call__(self, func: Operator) -> str:
         """The name of this operation, the block's next."""
         name = nature(func).name
-        self._counts[name] += 1
-        return f"{name}-{self._counts[name]}"
+        self.counts[name] += 1
+        return f"{name}-{self.counts[name]}"
 
 
 class Named:
     """Saves the results of operations that are listed by their names.
 
     Args:
-        names: as `Numbering` gives them; those that a block has not are saved nowhere.
+        names: as `Numbering` gives them; a number that a block does not get to is saved nowhere.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -105,6 +106,22 @@ class Named:
     def __call__(self, func: Operator) -> bool:
         """Whether this operation, the block's next, is saved."""
         return self._numbered(func) in self._names
+
+    def refuse_unknown(self) -> None:
+        """At the end of a block.
+
+        Raises:
+            TargetError: it runs nothing of a name that is listed.
+        """
+        listed = {name.rpartition("-")[0] for name in self._names}
+        run = self._numbered.counts
+        unknown = sorted(listed - run.keys())
+        if unknown:
+            known = ", ".join(name if count == 1 else f"{name} ({count})" for name, count in sorted(run.items()))
+            raise TargetError(
+                f"activation_checkpoint.plan saves {', '.join(unknown)}, which a block does not run",
+                f"it runs {known}; write them with their numbers, as in save:mm-1-2",
+            )
 
 
 class Nature(NamedTuple):
@@ -190,6 +207,11 @@ class _First(_Mode):
                 self.kept[len(self.run)] = tree_map(_Kept, result)
             self.run.append(func)
         return result
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if error[0] is None and isinstance(self._chooser, Named):
+            self._chooser.refuse_unknown()
 
     def _saves(self, func: Operator, known: Nature, args: tuple[Any, ...]) -> bool:
         saved = self._chooser(func)

@@ -90,7 +90,7 @@ def gradients(contexts: Callable[[], Any]) -> dict[str, Tensor]:
     return {"x": x.grad, "weight": weight.grad}
 
 
-@pytest.mark.parametrize("names", [set(), {"mm-1"}, {"mm-1", "tanh-1"}, {"mm-2", "sigmoid-1", "native_dropout-1"}])
+@pytest.mark.parametrize("names", [set(), {"mm-1"}, {"mm-1", "tanh-1"}, {"mm-2", "sigmoid-1", "clone-1"}])
 def test_gradients_are_pytorchs_own_to_the_bit(names: set[str]) -> None:
     """Beside its own selective recomputation of the same operations."""
     numbered = Numbering()
@@ -132,3 +132,35 @@ def test_a_block_that_does_something_else_the_second_time_is_refused() -> None:
 
     with pytest.raises(TargetError, match=r"aten\.cos\.default is run at a place where the forward ran another"):
         run(other, Matmuls)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"matmul-1"}, "saves matmul, which a block does not run"),
+        ({"mm-1", "softmax-1", "bmm-2"}, "saves bmm, softmax, which a block does not run"),
+    ],
+)
+def test_an_operation_that_a_block_does_not_run_is_refused(names: set[str], message: str) -> None:
+    """And what it does run is said, with how often where that is more than once."""
+    with pytest.raises(TargetError, match=message) as caught:
+        gradients(partial(selective_contexts, lambda: Named(names)))
+    said = str(caught.value.remedy)
+    assert "mm (2)" in said
+    assert "tanh" in said
+
+
+def test_a_number_beyond_a_block_s_last_saves_nothing() -> None:
+    """Blocks of one plan may differ: an expert more, a layer less."""
+    plain = gradients(partial(selective_contexts, lambda: Named(set())))
+    assert same_bits(plain, gradients(partial(selective_contexts, lambda: Named({"mm-7"}))))
+
+
+def test_what_fails_in_a_block_is_what_is_said() -> None:
+    """A forward that did not end has not run all that it would."""
+
+    def fails(x: Tensor) -> Tensor:
+        raise RuntimeError("out of everything")
+
+    with pytest.raises(RuntimeError, match="out of everything"):
+        run(fails, lambda: Named({"mm-1"}))
