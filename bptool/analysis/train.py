@@ -81,7 +81,7 @@ class TrainResult(TrainPlan):
         duration_s: of this sitting's loop.
         tokens_per_s: of whatever `unit` is; the median over this sitting's steps, without evaluation and checkpoints.
         mfu: model FLOPs per second (6N + 12 L H Q T per token) over `peak_flops_per_s`; None where either is unknown.
-        backward_over_forward: median over the steps, in time, recomputation left out.
+        backward_over_forward: median over the steps, in time, recomputation left out unless it is compiled into it.
         measured_peak_bytes: of a steady step; None where the sitting was too short to have one.
         sample: the last text that the model wrote; None where it wrote none.
         checkpoint: the last one's folder; None where this sitting wrote none.

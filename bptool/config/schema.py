@@ -294,19 +294,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _compiled_blocks_stay_whole(self) -> Self:
-        settings = self.activation_checkpoint
-        inside = set(parse_plan(settings.plan)) if settings.policy == "plan" else {settings.policy}
-        inside -= {"none", "full", "every_k"}
-        if self.training.compile and inside:
-            raise ConflictError(
-                f"training.compile = true makes one of each block, and activation_checkpoint's {min(inside)} chooses"
-                " what to recompute inside of it; use none, full or every_k with it",
-                *("activation_checkpoint.policy", "activation_checkpoint.plan", "training.compile"),
-            )
-        return self
-
-    @model_validator(mode="after")
     def _plan_is_of_these_blocks(self) -> Self:
         settings, n_layers = self.activation_checkpoint, self.model.n_layers
         if settings.policy == "plan" and not self.run.workload:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +23,9 @@ from bptool.training.selective import Attention, Chooser, Matmuls, Named, select
 
 Contexts = tuple[AbstractContextManager[object], AbstractContextManager[object]]
 """Of a forward and of its recomputation."""
+
+Recompute = Callable[[nn.Module, Callable[[], Chooser] | None], None]
+"""Has a module's backward compute it again, but for the results that choosers choose; None: for none."""
 
 CHOOSERS: dict[NamedPolicy, Callable[[], Chooser]] = {
     "save_matmuls": Matmuls,
@@ -83,11 +86,14 @@ def keeps_casts(settings: ActivationCheckpointSettings) -> bool:
     return settings.policy == "none"
 
 
-def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, announcer: Announcer) -> None:
-    """Make the chosen blocks recompute, and announce each recomputation as a phase.
+def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, recompute: Recompute) -> None:
+    """Make the chosen blocks recompute.
 
     Each block's `forward`, or a sublayer's, is replaced on the instance, so that parameter names stay those of the
     plain model. Dropout is replayed: the random state of the forward is restored for the recomputation.
+
+    Args:
+        recompute: how; `announced` where blocks run as they are.
 
     Raises:
         PolicyUnfit: the policy is for sublayers, and none of the blocks has one.
@@ -99,50 +105,55 @@ def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, a
             raise _no_sublayer(chosen[0], kind)
     for block, policy in zip(blocks, policies, strict=True):
         match policy:
-            case "none":
+            case "none" | "offload":
                 pass
             case "attention" | "mlp" as sublayer:
                 for module in _sublayers(block, sublayer):
-                    _recompute(module, announcer, _nothing)
-            case "full":
-                _recompute(block, announcer, _nothing)
-            case "offload":
-                block.forward = offloading(block, block.forward)
+                    recompute(module, None)
             case _:
-                _recompute(block, announcer, partial(selective_contexts, _chooser(policy)))
+                recompute(block, chooser_of(policy))
 
 
-def _chooser(policy: BlockPolicy) -> Callable[[], Chooser]:
+def apply_offload(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings) -> None:
+    """Have what the chosen blocks save leave the device, compiled as they may be by now."""
+    for block, policy in zip(blocks, block_policies(len(blocks), settings), strict=True):
+        if policy == "offload":
+            block.forward = offloading(block, block.forward)
+
+
+@cache
+def chooser_of(policy: BlockPolicy) -> Callable[[], Chooser] | None:
+    """What makes a chooser of the results that the policy saves; None where it saves none."""
+    if policy == "full":
+        return None
     for name, chooser in CHOOSERS.items():
         if policy == name:
             return chooser
     return partial(Named, saved_operations(policy))
 
 
-def _nothing() -> Contexts:
-    """A forward and its recomputation are left alone."""
-    return nullcontext(), nullcontext()
+def announced(announcer: Announcer) -> Recompute:
+    """Recomputation of modules that run as they are, each time announced as a phase."""
 
+    def recompute(module: nn.Module, chooser: Callable[[], Chooser] | None) -> None:
+        def contexts() -> Contexts:
+            forward, recomputation = selective_contexts(chooser) if chooser else (nullcontext(), nullcontext())
+            return forward, _phase(announcer, recomputation)
 
-def has_sublayers(block: nn.Module, policy: NamedPolicy) -> bool:
-    """Whether the block has a module that the policy, `attention` or `mlp`, is about."""
-    return bool(_sublayers(block, policy))
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False, context_fn=contexts)
 
-
-def _recompute(module: nn.Module, announcer: Announcer, make: Callable[[], Contexts]) -> None:
-    """Have the module's backward compute it again, but for what the contexts of `make` save."""
-
-    def contexts() -> Contexts:
-        forward, recomputation = make()
-        return forward, _phase(announcer, recomputation)
-
-    module.forward = partial(checkpoint, module.forward, use_reentrant=False, context_fn=contexts)
+    return recompute
 
 
 @contextmanager
 def _phase(announcer: Announcer, recomputation: AbstractContextManager[object]) -> Iterator[None]:
     with announcer.phase("recompute"), recomputation:
         yield
+
+
+def has_sublayers(block: nn.Module, policy: NamedPolicy) -> bool:
+    """Whether the block has a module that the policy, `attention` or `mlp`, is about."""
+    return bool(_sublayers(block, policy))
 
 
 def _sublayers(block: nn.Module, policy: NamedPolicy) -> list[nn.Module]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,9 +11,11 @@ import torch
 from torch import nn
 
 from bptool.config.schema import Config
-from bptool.errors import DeviceError, ResumeError
+from bptool.errors import ResumeError
 from bptool.training import activation_checkpoint
+from bptool.training.activation_checkpoint import announced
 from bptool.training.checkpoint import Checkpoint
+from bptool.training.compiling import compile_blocks, recompute_compiled
 from bptool.training.instrument import Announcer
 from bptool.training.optimizers import build_optimizers
 from bptool.training.postponed_compiler import postpone_compiler
@@ -39,8 +39,11 @@ def build_step(config: Config, workload: Workload, device: torch.device, announc
     model = build_model(workload, device, precision.parameter_dtype)
     blocks = workload.blocks(model)
     if config.training.compile:
-        _compile(model, blocks, device)
-    activation_checkpoint.apply(blocks, config.activation_checkpoint, announcer)
+        activation_checkpoint.apply(blocks, config.activation_checkpoint, recompute_compiled)
+        compile_blocks(blocks or [model], device)
+    else:
+        activation_checkpoint.apply(blocks, config.activation_checkpoint, announced(announcer))
+    activation_checkpoint.apply_offload(blocks, config.activation_checkpoint)
     rate = partial(
         learning_rate,
         peak=config.optimizer.lr,
@@ -120,14 +123,3 @@ def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
             "resume with the model's own settings, or start a new run",
         )
     model.load_state_dict(dict(checkpoint.model))
-
-
-def _compile(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
-    """Compile each block's forward on the instance: equal blocks compile once, and names stay the plain model's."""
-    if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise DeviceError(
-            "training.compile needs a C++ compiler on a CPU, and there is none",
-            "install g++, name another in CXX, or leave training.compile=false",
-        )
-    for module in blocks or [model]:
-        module.forward = torch.compile(module.forward)

@@ -59,9 +59,3 @@ def test_a_policy_that_needs_a_plan_says_so() -> None:
 
 def test_a_policy_that_does_not_exist_names_the_nearest() -> None:
     assert "did you mean 'save_matmuls'" in wrong({"policy": "save_matmul"})
-
-
-@pytest.mark.parametrize("policy", ["save_matmuls", "attention"])
-def test_a_compiled_block_is_not_looked_into(policy: str) -> None:
-    with pytest.raises(ConfigError, match="use none, full or every_k with it"):
-        parse_config({"training.compile": True, "activation_checkpoint.policy": policy}, "a test")

@@ -37,7 +37,7 @@ POLICIES: list[dict[str, Any]] = [
     *({"policy": policy} for policy in ("attention", "mlp", "save_attention", "offload")),
     *({"policy": policy} for policy in ("save_matmuls", "save_every_other_matmul")),
     MIXED_PLAN,
-    {"policy": "plan", "plan": "3*save:mm-1-4+2*save:native_dropout-1.mm-2.attention-1"},
+    {"policy": "plan", "plan": "3*save:addmm-1-4.mm-1-4+2*save:native_dropout-1.addmm-2.mm-2.attention-1"},
 ]
 EXPERTS: dict[str, Any] = {
     "model.moe.n_experts": 4,

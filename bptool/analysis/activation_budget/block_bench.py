@@ -26,7 +26,7 @@ from bptool.instruments.memory.trace import MemoryTrace, total_bytes
 from bptool.instruments.operations.log import Operation, OperationLog, Shape, shapes_of
 from bptool.instruments.packed_sequences import taken_for_unpacked
 from bptool.model.alike import abridging
-from bptool.training.activation_checkpoint import SUBLAYER_POLICIES, apply, has_sublayers
+from bptool.training.activation_checkpoint import SUBLAYER_POLICIES, announced, apply, apply_offload, has_sublayers
 from bptool.training.assembly import build_step
 from bptool.training.instrument import Announcer
 from bptool.training.step import TrainStep
@@ -141,7 +141,9 @@ def _alone(block: nn.Module, policy: BlockPolicy, call: Call, built: _Built) -> 
     given = tree_map(lambda leaf: leaf.empty() if isinstance(leaf, Shape) else leaf, call)
     since = len(ledger.trace().events)
     log.by_phase = {}
-    apply([block], ActivationCheckpointSettings(policy="plan", plan=write_plan([policy])), step.announcer)
+    settings = ActivationCheckpointSettings(policy="plan", plan=write_plan([policy]))
+    apply([block], settings, announced(step.announcer))
+    apply_offload([block], settings)
     try:
         # Its input is the block's to keep, or not; angles and masks are there anyway.
         args, kwargs = tree_map(lambda leaf: leaf.clone() if _has_gradient(leaf) else leaf, given)

@@ -21,6 +21,7 @@ PLAN = "activation_plan.json"
 _DEPENDS_ON = (
     *("activation_checkpoint.", "model.", "precision.", "run.workload"),
     *("training.micro_batch_size", "training.sequence_length", "training.loss", "training.device"),
+    "training.compile",
 )
 """Keys, or the beginnings of keys, that the plan was found for; under others it is found anew."""
 

@@ -76,6 +76,28 @@ class Estimated:
         return 0.0 if self._gpu else _CPU_WATCHING
 
 
+class InCompiled:
+    """In blocks that are compiled: products, convolutions and attention alone cost anything.
+
+    All else is fused with what is next to it: computing it again reads what is read anyway.
+
+    Args:
+        costs: of operations by themselves.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        self.basis = f"{costs.basis} of products and attention, the rest being compiled with them"
+
+    def of(self, operation: Operation) -> float:
+        """What it takes."""
+        return self._costs.of(operation) if operation.flops else 0.0
+
+    def of_watching(self) -> float:
+        """Nothing: what is saved is chosen when the block is compiled."""
+        return 0.0
+
+
 class Measured:
     """By running each operation on the device, on made-up values, once for all that are alike.
 

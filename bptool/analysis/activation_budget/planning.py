@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bptool.analysis.activation_budget.block_bench import Alone, BlockBench, Phases
-from bptool.analysis.activation_budget.operation_costs import Costs, Estimated, total
+from bptool.analysis.activation_budget.operation_costs import Costs, Estimated, InCompiled, total
 from bptool.analysis.machine import Machine
 from bptool.analysis.question import Question
 from bptool.config.block_plan import BLOCK_POLICIES, BlockPolicy, write_plan
@@ -128,6 +128,7 @@ def planned(config: Config, workload: Workload, machine: Machine, costs: Costs |
         BudgetTooSmall: even the most frugal plan holds more.
     """
     costs = costs or Estimated(machine.gpu, config.precision.mode)
+    costs = InCompiled(costs) if config.training.compile else costs
     blocks = list(workload.blocks(build_model(workload, torch.device("meta"), torch.float32)))
     indices = _alike(blocks, 1 if workload.of_depth is None else workload.period)
     bench = BlockBench.of(config, workload, machine, indices)

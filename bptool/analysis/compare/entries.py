@@ -84,11 +84,15 @@ class GradientComparison(Record):
 
 
 class TimedPhases(Record):
-    """Seconds of one step and its phases, all micro-batches together; the backward is without recomputation."""
+    """Seconds of one step and its phases, all micro-batches together.
+
+    Attributes:
+        recompute_s: None where it is compiled into the backward; else the backward is without it.
+    """
 
     step_s: float
     forward_s: float
-    recompute_s: float
+    recompute_s: float | None
     backward_s: float
     units: float
 

@@ -28,7 +28,7 @@ from bptool.config.overrides import override
 from bptool.config.schema import ActivationCheckpointSettings
 from bptool.errors import BptoolError
 from bptool.hardware import resolve_device
-from bptool.training import activation_checkpoint
+from bptool.training.activation_checkpoint import announced, apply
 from bptool.training.assembly import build_model, build_step
 from bptool.training.instrument import Announcer
 from bptool.training.seeds import seed_step
@@ -228,7 +228,7 @@ def _gradient_in(
     model = build_model(workload, device, wanted)
     if policy == "full":
         settings = ActivationCheckpointSettings(policy="full")
-        activation_checkpoint.apply(workload.blocks(model), settings, Announcer())
+        apply(workload.blocks(model), settings, announced(Announcer()))
     model.train()
     seed_step(question.config.run.seed, 0)
     workload.loss(model, tree_map(lambda leaf: _cast(leaf, wanted), batch)).backward()

@@ -51,7 +51,8 @@ class CompareRow(Record):
         predicted_category_bytes: of the predicted peak, what is held by category.
         measured_peak_bytes: allocated, of a steady step.
         tokens_per_s: of whatever the workload counts; measured, or predicted where nothing is run.
-        forward_s, recompute_s, backward_s: of one step, medians; measured, or predicted where nothing is run.
+        forward_s, recompute_s, backward_s: of one step, medians; measured, or predicted where nothing is run. Where
+            the recomputation was compiled into the backward, `recompute_s` is None, and it is in `backward_s`.
         recompute_flops_share: FLOPs of recomputation over all FLOPs of forward, backward and recomputation.
         gradient_relative_error: distance from the reference gradient over its norm, all parameters together.
         worst_layer, worst_layer_relative_error: of the module whose own parameters' gradient is farthest off.

@@ -104,8 +104,7 @@ def _measured(found: Found) -> dict[str, Any]:
     p10, median, p90 = np.percentile(samples, [10, 50, 90]).tolist()
     peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
     phases = {
-        key: statistics.median(getattr(step, key) for step in steps)
-        for key in ("forward_s", "recompute_s", "backward_s")
+        key: _median([getattr(step, key) for step in steps]) for key in ("forward_s", "recompute_s", "backward_s")
     }
     losses = runs[0].losses
     return {
@@ -116,6 +115,12 @@ def _measured(found: Found) -> dict[str, Any]:
         "first_loss": losses[0] if losses else None,
         "final_loss": losses[-1] if losses else None,
     }
+
+
+def _median(samples: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [sample for sample in samples if sample is not None]
+    return statistics.median(known) if len(known) == len(samples) else None
 
 
 def _gradient(found: Found) -> dict[str, Any]:

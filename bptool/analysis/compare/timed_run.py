@@ -17,6 +17,7 @@ from bptool.analysis.real_step import RealStep
 from bptool.hardware import resolve_device
 from bptool.instruments.memory.peak import PeakMemory
 from bptool.instruments.phase_timer import PhaseTimer
+from bptool.training.compiling import recomputes_unseen
 from bptool.training.step import StepOutcome
 
 
@@ -47,7 +48,8 @@ def timed_run(question: Question, folder: Path, *, warmup: int, steps: int) -> O
         return outcome
 
     timed = time_steps(run, timer, warmup=warmup, steps=steps, stop=_Never())
-    phases = [_phases(step).model_dump() for step in timed]
+    unseen = recomputes_unseen(question.config)
+    phases = [_phases(step, None if unseen else 0.0).model_dump() for step in timed]
     figures: dict[str, Any] = {"peak_bytes": peak.peak_bytes, "steps": phases, "losses": losses}
     return Outcome(figures=figures, notes=[note] if note else [])
 
@@ -59,11 +61,12 @@ class _Never:
     reason: str = ""
 
 
-def _phases(step: TimedStep) -> TimedPhases:
+def _phases(step: TimedStep, otherwise: float | None) -> TimedPhases:
+    """Of a step; `otherwise` is the recomputation's time where it was no phase of its own."""
     return TimedPhases(
         step_s=step.seconds["step"],
         forward_s=step.seconds["forward"],
-        recompute_s=step.seconds.get("recompute", 0.0),
+        recompute_s=step.seconds.get("recompute", otherwise),
         backward_s=step.seconds["backward"],
         units=step.units,
     )

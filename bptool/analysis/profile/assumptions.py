@@ -9,6 +9,7 @@ from bptool.analysis.profile.measuring import Measurement
 from bptool.analysis.profile.prediction import PUBLISHED
 from bptool.analysis.profile.result import Unexplained
 from bptool.analysis.question import Question
+from bptool.training.compiling import recomputes_unseen
 
 WIDE = 0.1
 """How far, as a share, a step's operations may add up to another time than the step's before that is a warning."""
@@ -95,6 +96,8 @@ def _of_timing(question: Question) -> Iterator[str]:
     config = question.config
     if config.training.compile:
         yield "compiled: times are of the compiled model, FLOPs of the same model run eagerly; no operation is timed"
+    if recomputes_unseen(config):
+        yield "recomputation is compiled into the backward, and is time of it"
     if not question.code and config.training.loss == "fused":
         yield (
             "the fused loss computes its gradients in the forward: they are time of the forward, and FLOPs of the"

@@ -16,6 +16,7 @@ from bptool.units import GIB, KIB, MIB, TIB, format_bytes, format_count, format_
 
 _BYTE_UNITS: Units = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
 _ALIKE = "~"
+_AGAIN, _SPREAD = "again", "spread"
 _TABLE_WIDTH = 100
 
 
@@ -27,11 +28,12 @@ def render(result: CompareResult, *, width: int = _TABLE_WIDTH, picture: str = "
         picture: memory against time, drawn already; empty: none.
         file: the grid's, for the next command.
     """
+    costs = _costs(result, width)
     blocks = [
         _wrapped(" ".join(_answer(result)), width),
-        _costs(result, width),
+        costs,
         *_learning(result, width),
-        *_legend(result, width),
+        *_legend(result, costs.partition("\n")[0], width),
         *([picture.rstrip("\n")] if picture else []),
         *_reasons(result, width),
         *_notes(result, width),
@@ -115,17 +117,17 @@ def _costs(result: CompareResult, width: int) -> str:
         ("x", lambda i, row: "" if row.peak_ratio is None else f"{row.peak_ratio:.2f}"),
         (f"needs {bytes_in.unit}" if predicts else "", lambda i, row: _in(bytes_in, _total(result, row))),
         (f"step {seconds_in.unit}", lambda i, row: _in(seconds_in, _seconds(result, row))),
-        ("spread", lambda i, row: _spread(row)),
+        (_SPREAD, lambda i, row: _spread(row)),
         ("x", lambda i, row: _ratio(row, "")),
         (f"{result.unit}/s", lambda i, row: "" if row.tokens_per_s is None else format_count(row.tokens_per_s)),
-        ("again", lambda i, row: "" if row.recompute_flops_share is None else f"{row.recompute_flops_share:.1%}"),
+        (_AGAIN, lambda i, row: "" if row.recompute_flops_share is None else f"{row.recompute_flops_share:.1%}"),
         ("front", lambda i, row: standing(result, row) + ("*" if i in besides else "")),
     ]
     cells = [
         [name for name, _ in columns],
         *([cell(i, row) for _, cell in columns] for i, row in enumerate(result.rows)),
     ]
-    return table(cells, width=width, right=range(1, len(columns) - 1), leave_out=[(8,), (9,), (6,)])
+    return table(cells, width=width, right=range(1, len(columns) - 1), leave_out=[(8,), (9,), (6,), (2,)])
 
 
 def _numbered(result: CompareResult, i: int) -> str:
@@ -207,16 +209,16 @@ def _error(value: float | None) -> str:
     return f"{value:.1e}" if math.isfinite(value) else "not finite"
 
 
-def _legend(result: CompareResult, width: int) -> list[str]:
-    """What the columns are, in words."""
+def _legend(result: CompareResult, heading: str, width: int) -> list[str]:
+    """What the columns are, in words: those that the width has left in the heading."""
     reference = result.rows[result.reference]
     words = [f"x: over row {result.reference + 1} ({reference.label}); time for the same {result.unit}"]
     if any(row.time_ratio and row.time_ratio.low is not None and not row.time_ratio.significant for row in result.rows):
         words.append(f"{_ALIKE}: no significant difference, as 1 lies in the 95% interval")
-    if any(row.recompute_flops_share for row in result.rows):
-        words.append("again: FLOPs of recomputation, of all of forward, backward and recomputation")
-    if result.mode == "measure":
-        words.append("spread: half of tenth to ninetieth percentile")
+    if any(row.recompute_flops_share for row in result.rows) and _AGAIN in heading:
+        words.append(f"{_AGAIN}: FLOPs of recomputation, of all of forward, backward and recomputation")
+    if result.mode == "measure" and _SPREAD in heading:
+        words.append(f"{_SPREAD}: half of tenth to ninetieth percentile")
     if any(row.dominated_by for row in result.rows):
         words.append(f"by 2: row 2 is no worse in {_compared(result)}, and better in one")
         if result.mode == "measure":
@@ -247,7 +249,12 @@ def _numbers(rows: Sequence[int]) -> str:
 
 
 def _notes(result: CompareResult, width: int) -> list[str]:
-    lines = [(str(i + 1), note) for i, row in enumerate(result.rows) for note in row.notes]
+    """A note that several rows have is told once."""
+    rows_of: dict[str, list[int]] = {}
+    for i, row in enumerate(result.rows):
+        for note in row.notes:
+            rows_of.setdefault(note, []).append(i)
+    lines = [(_numbers(rows), note) for note, rows in rows_of.items()]
     return ["of single rows\n" + labelled(lines, width)] if lines else []
 
 

@@ -58,6 +58,7 @@ def test_it_is_kept_and_taken_again(folder: RunFolder) -> None:
         {"training.sequence_length": 8},
         {"precision.mode": "bf16-mixed"},
         {"training.loss": "plain"},
+        {"training.compile": True},
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bptool.analysis.activation_budget.operation_costs import Estimated, Measured, total
+from bptool.analysis.activation_budget.operation_costs import Estimated, InCompiled, Measured, total
 from bptool.gpus import gpu_named
 from bptool.instruments.operations.log import Operation, OperationLog
 from bptool.model.grouped import grouped_linear
@@ -102,6 +102,26 @@ def test_so_is_what_refuses_made_up_values() -> None:
     picked = next(one for one in operations(lambda: picky(sevens)) if "picky" in str(one.func))
     estimated = Estimated(None, "fp32")
     assert costs.of(picked) == pytest.approx(estimated.of(picked) * seconds / estimated.of(product(64)))
+
+
+def test_in_a_compiled_block_products_alone_cost_anything() -> None:
+    x = torch.ones(2, 2, 8, 4)
+    multiply, attend, *others = (
+        operations(run)[-1]
+        for run in (
+            lambda: x[0, 0] @ x[0, 0].t(),
+            lambda: F.scaled_dot_product_attention(x, x, x),
+            lambda: x.sin(),
+            lambda: F.layer_norm(x, (4,)),
+        )
+    )
+    own = Estimated(None, "fp32")
+    costs = InCompiled(own)
+    assert [costs.of(one) for one in (multiply, attend)] == [own.of(one) for one in (multiply, attend)]
+    assert all(own.of(one) > 0 for one in others)
+    assert [costs.of(one) for one in others] == [0.0, 0.0]
+    assert costs.of_watching() == 0
+    assert "compiled" in costs.basis
 
 
 def test_watching_costs_something_on_a_cpu() -> None:

@@ -52,9 +52,9 @@ def test_each_row_has_its_own_settings_and_model() -> None:
 
 
 def test_what_contradicts_itself_is_a_row_that_says_so() -> None:
-    grid = read_grid(None, [f"{POLICY}=none,save_matmuls", "training.compile=false,true"])
+    grid = read_grid(None, ["training.sequence_length=64,128", "model.context_length=128,64"])
     assert [row.question is None for row in grid.rows] == [False, False, False, True]
-    assert "training.compile = true makes one of each block" in grid.rows[3].reason
+    assert "training.sequence_length = 128 exceeds model.context_length" in grid.rows[3].reason
 
 
 def test_what_the_device_cannot_do_is_a_row_that_says_so() -> None:
@@ -87,7 +87,7 @@ def test_the_usual_grid(words: list[str], gpu: str | None, count: int) -> None:
         (["training.device=cpu,cuda"], "--device"),
         (["run.name=a,b"], "changes nothing"),
         (["model.n_heads=3,5"], "not divisible"),
-        ([f"{POLICY}=save_matmuls,mlp", "training.compile=true"], "training.compile = true"),
+        (["training.sequence_length=128,256", "model.context_length=64"], "exceeds"),
     ],
 )
 def test_a_grid_without_a_sense_is_refused(words: list[str], told: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,18 @@ def test_times_are_parts_of_the_whole(tmp_path: Path) -> None:
     run = run_of(question, tmp_path, warmup=3, steps=4)
     assert (len(run.steps), len(run.losses)) == (4, 7)
     for step in run.steps:
+        assert step.recompute_s is not None
         assert min(step.forward_s, step.recompute_s, step.backward_s) > 0
         assert step.forward_s + step.recompute_s + step.backward_s < step.step_s
         assert step.units == 2 * 16
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own insides
+def test_recomputation_that_is_compiled_has_no_time_of_its_own(tmp_path: Path) -> None:
+    question = question_of(small_config({"activation_checkpoint.policy": "full", "training.compile": True}))
+    run = run_of(question, tmp_path, warmup=3, steps=2)
+    assert [step.recompute_s for step in run.steps] == [None, None]
 
 
 def test_random_tokens_stand_in_for_a_corpus_that_does_not_fit(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from compare_records import MODE, POLICY, gradient, header, prediction, run
+from comparisons import small_comparison
 
 from bptool.analysis.compare.answers import compared
 from bptool.analysis.compare.entries import Entry
@@ -71,6 +72,21 @@ def test_rows_that_are_not_compared_say_why_once() -> None:
     text = render(compared(header(3), entries))
     assert "1, 3" not in text
     assert line(text.split("not compared")[1], "2, 3") == ["2, 3", "unsupported: no such device"]
+
+
+def test_a_note_of_several_rows_is_told_once() -> None:
+    rows = [one.model_copy(update={"notes": ["no room", f"of {i}"]}) for i, one in enumerate(small_comparison().rows)]
+    text = render(small_comparison({"rows": rows[:3], "best": None, "fit_bytes": None})).partition("of single rows")[2]
+    assert line(text, "1, 2, 3") == ["1, 2, 3", "no room"]
+    assert line(text, "2 ") == ["2", "of 1"]
+
+
+@pytest.mark.parametrize("width", [60, 160])
+def test_the_legend_is_of_the_columns_that_are_there(width: int) -> None:
+    text = render(small_comparison(), width=width)
+    (heading,) = [one for one in text.splitlines() if one.startswith("settings")]
+    told = " ".join(text.split())
+    assert (" again " in heading) == ("again: FLOPs of recomputation" in told) == (width == 160)
 
 
 def test_a_gradient_that_is_not_finite_says_so() -> None:
