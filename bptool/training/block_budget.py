@@ -13,6 +13,7 @@ from math import isclose
 from typing import NamedTuple
 
 from bptool.config.block_plan import BlockPolicy, write_saved
+from bptool.native_output import native_output_dropped
 
 _DEAREST = 1e3
 """What the largest effort is scaled to: the solver stops within 1e-6 of the optimum."""
@@ -210,16 +211,17 @@ def _solve(kinds: Sequence[Kind], budget_bytes: int, tolerance: float) -> tuple[
     for row, (columns, _, _) in enumerate(programme.rows):
         matrix[row, list(columns)] = list(columns.values())
     lower, upper = np.array([row[1:] for row in programme.rows]).T
-    found = milp(
-        efforts / unit,
-        integrality=np.ones(len(sizes)),
-        bounds=Bounds(0, np.inf),
-        constraints=[
-            LinearConstraint(matrix, lower, upper),
-            LinearConstraint(sizes[None] / largest, -np.inf, room * (1 - tolerance)),
-        ],
-        options={"mip_rel_gap": 0.0, "time_limit": _SOLVER_S},
-    )
+    with native_output_dropped():  # the solver tells of its insides, unasked
+        found = milp(
+            efforts / unit,
+            integrality=np.ones(len(sizes)),
+            bounds=Bounds(0, np.inf),
+            constraints=[
+                LinearConstraint(matrix, lower, upper),
+                LinearConstraint(sizes[None] / largest, -np.inf, room * (1 - tolerance)),
+            ],
+            options={"mip_rel_gap": 0.0, "time_limit": _SOLVER_S},
+        )
     bound = 0.0 if found.mip_dual_bound is None else max(float(found.mip_dual_bound) * unit, 0.0)
     if found.x is None:
         return [], bound
