@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from bptool.config.schema import Config
+from bptool.hardware import standing_in_for_cuda_tensors
 from bptool.instruments.memory.peak import noted_allocations
+from bptool.training import offload
 from bptool.training.compiling import compile_blocks, recompute_compiled, recomputes_unseen
 from bptool.training.selective import Matmuls
 from bptool.training.step import TrainStep
@@ -82,6 +84,25 @@ def test_what_is_saved_is_what_is_named_and_nothing_else() -> None:
     tokens, blocks = 4 * 16, 2
     assert product - full == blocks * tokens * 16 * 4
     assert both - product == blocks * (tokens * (16 + 2) * 4 - torch.get_rng_state().nbytes)
+
+
+def test_what_a_compiled_block_saves_can_leave_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU that takes itself for a GPU; weights stay."""
+    shapes: list[tuple[int, ...]] = []
+
+    def to_host(x: Tensor) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return x.clone()
+
+    monkeypatch.setattr(offload, "TO_HOST", to_host)
+    wide = {"model.d_model": 64, "model.d_ff": 48}
+    with standing_in_for_cuda_tensors():
+        _, plain = compiled_once(planned("2*none", wide))
+        assert not shapes
+        _, found = compiled_once(planned("2*offload", wide))
+    assert same_bits(plain, found)
+    assert {(4, 16, 64), (4, 2, 16, 32)} <= set(shapes)
+    assert (48, 64) not in shapes
 
 
 class Block(nn.Module):
