@@ -39,7 +39,13 @@ def predict(costs: Mapping[Place, Cost], units: int, rates: Rates, times: PhaseT
 
 
 def _predicted(phase: Phase, costs: Mapping[Place, Cost], rates: Rates, times: PhaseTimes | None) -> PredictedPhase:
-    inside = [(place, cost) for place, cost in costs.items() if place.phase == phase]
+    """Recomputation that was measured in the backward, being compiled into it, is predicted there too."""
+    unseen = times is not None and times.recompute is None
+    inside = [
+        (place, cost)
+        for place, cost in costs.items()
+        if phase == ("backward" if unseen and place.phase == "recompute" else place.phase)
+    ]
     work_s = sum(predicted_s(place, cost, rates) for place, cost in inside)
     overhead_s = sum(cost.calls for _, cost in inside) * rates.operation_s
     expected_s = max(work_s, overhead_s) if rates.runs_ahead else work_s + overhead_s

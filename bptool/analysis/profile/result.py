@@ -304,3 +304,16 @@ class ProfileResult(Result):
     assumptions: list[str]
     warnings: list[str]
     interrupted: bool
+
+    @property
+    def recomputes_in_backward(self) -> bool:
+        """Whether the backward's time is with recomputation, which was compiled into it."""
+        return bool(self.time and self.time.recompute is None and self.flops.recompute_flops)
+
+    @property
+    def flops_ratio(self) -> float | None:
+        """Of backward over forward, in the FLOPs of what the ratio of times is of; None where the forward has none."""
+        alone = self.flops.backward_over_forward
+        if alone is None or not self.recomputes_in_backward:
+            return alone
+        return alone + self.flops.recompute_flops / self.flops.forward_flops

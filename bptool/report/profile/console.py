@@ -51,7 +51,7 @@ def asked(profile: ProfileResult) -> str:
 
 def headline(profile: ProfileResult) -> str:
     """The answer in a sentence."""
-    flops = profile.flops.backward_over_forward
+    flops = profile.flops_ratio
     in_flops = "no FLOPs to compare" if flops is None else f"{flops:.2f}x in FLOPs"
     where = f"{asked(profile)} on {profile.gpu or profile.device}"
     if profile.time is None:
@@ -59,9 +59,10 @@ def headline(profile: ProfileResult) -> str:
         return f"{where}, counted: the backward is {in_flops}" + ("" if flops is None else " of the forward")
     time = profile.time
     interval = f"[{time.backward_over_forward_low:.2f} to {time.backward_over_forward_high:.2f}]"
+    included = ", recomputation included," if profile.recomputes_in_backward else ""
     stopped = f", interrupted after {_steps(profile)}" if profile.interrupted else ""
     return (
-        f"{where}{stopped}: the backward takes {time.backward_over_forward:.2f}x the forward's time"
+        f"{where}{stopped}: the backward{included} takes {time.backward_over_forward:.2f}x the forward's time"
         f" {interval}, {in_flops}{_by_kind(profile)}"
     )
 

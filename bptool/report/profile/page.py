@@ -77,11 +77,12 @@ def render_page(profile: ProfileResult, *, command: str) -> str:
 
 def _answer(profile: ProfileResult) -> Element:
     """The ratio in words, and the step as a bar."""
-    found = profile.flops.backward_over_forward
+    found = profile.flops_ratio
     in_flops = "has no FLOPs to compare" if found is None else f"is {found:.2f}x the forward in FLOPs"
     if profile.time:
         ratio = profile.time.backward_over_forward
-        words = f"The backward takes {ratio:.2f}x the forward's time, and {in_flops}."
+        included = ", recomputation included," if profile.recomputes_in_backward else ""
+        words = f"The backward{included} takes {ratio:.2f}x the forward's time, and {in_flops}."
     else:
         words = f"The backward {in_flops}. It was counted; no step was run."
     return styled("div", "answer", styled("p", "verdict", words), _step_bar(profile))
@@ -108,7 +109,7 @@ def _step_bar(profile: ProfileResult) -> Element:
 
 def _tiles(profile: ProfileResult) -> list[Tile]:
     found = []
-    time, flops, predicted = profile.time, profile.flops.backward_over_forward, profile.predicted
+    time, flops, predicted = profile.time, profile.flops_ratio, profile.predicted
     if time:
         interval = f"95% from {time.backward_over_forward_low:.2f} to {time.backward_over_forward_high:.2f}"
         found.append(Tile("backward / forward, time", f"{time.backward_over_forward:.2f}", interval))

@@ -55,6 +55,18 @@ def test_the_error_beside_what_was_measured() -> None:
     }
 
 
+def test_recomputation_that_has_no_time_of_its_own_is_predicted_in_the_backward() -> None:
+    """As where it is compiled into it: 5 more seconds."""
+    again = STEP | costs(operation("bmm", flops=500, phase="recompute"))
+    found = predict(again, 60, rates(), times(data=0, forward=7, backward=20, optimizer=3))
+    assert {phase.phase: phase.relative_error for phase in found.phases if phase.predicted_s} == {
+        "forward": 0,
+        "backward": 0.25,
+        "optimizer": 0,
+    }
+    assert found.step_s == 35
+
+
 def test_nothing_was_counted() -> None:
     found = predict({}, 60, rates(), None)
     assert (found.step_s, found.units_per_s, found.phases) == (0, 0, [])

@@ -9,6 +9,7 @@ from profile_records import HOSTILE, deep_profile, hostile_profile, small_profil
 
 from bptool.analysis.profile.result import Duration, FiniteDifferences, ProfileResult
 from bptool.report.profile.console import headline, render
+from bptool.report.profile.page import render_page
 
 
 def block(profile: ProfileResult, title: str, width: int = 100) -> list[str]:
@@ -25,6 +26,21 @@ def test_the_answer_is_first_and_the_next_command_last() -> None:
     lines = render(deep_profile({"settings": ["precision.mode=bf16"]})).split("\n")
     assert lines[0].startswith("llama3-405b precision.mode=bf16 on h100, counted: the backward is ")
     assert lines[-1] == "  bptool memory-estimate llama3-405b precision.mode=bf16 --gpu h100"
+
+
+def test_a_backward_with_recomputation_in_it_says_so_of_its_time_and_of_its_flops() -> None:
+    """Where it was compiled into it; the FLOPs of one are then those of the other."""
+    plain = small_profile()
+    assert plain.time
+    profile = small_profile({"time": plain.time.model_copy(update={"recompute": None}), "compiled": True})
+    flops = plain.flops
+    work = (flops.dgrad_flops + flops.wgrad_flops + flops.recompute_flops) / flops.forward_flops
+    assert "the backward, recomputation included, takes 2.30x" in headline(profile)
+    assert f"{work:.2f}x in FLOPs" in headline(profile)
+    assert "recomputation included" not in headline(plain)
+    page = render_page(profile, command="bptool profile")
+    assert "The backward, recomputation included, takes" in page
+    assert f"is {work:.2f}x the forward in FLOPs" in page
 
 
 def test_what_was_gathered_before_an_interruption() -> None:
