@@ -31,12 +31,12 @@ def _print(title: str, figures: dict[str, Figures], model: str, reference: str) 
     flops = flops_per_token(config.model, config.training.sequence_length)
     peak = max(measured_matmul_rate("fp32") for _ in range(3))
     print(f"\n{title}  ({torch.get_num_threads()} threads, fp32 matmul {peak / 1e9:.0f} GFLOP/s)")
-    print(f"  {'':<28}{'tokens/s':>10}{'ms a step':>11}{'MFU':>7}{'against ' + reference:>20}")
+    print(f"  {'':<28}{'tokens/s':>10}{'ms a step':>11}{'MFU':>7}  against {reference}")
     base = figures[reference]
     for name, figure in figures.items():
         mfu = figure.tokens_per_s * flops / peak
         ratio = base.median_s / figure.median_s
-        print(f"  {name:<28}{figure.tokens_per_s:>10.0f}{figure.median_s * 1e3:>11.1f}{mfu:>7.0%}{ratio:>19.2f}x")
+        print(f"  {name:<28}{figure.tokens_per_s:>10.0f}{figure.median_s * 1e3:>11.1f}{mfu:>7.0%}{ratio:>9.2f}x")
 
 
 def test_small_model() -> None:
