@@ -19,6 +19,7 @@ from bptool.analysis.activation_budget.kept_plan import settled_once
 from bptool.analysis.activation_budget.operation_costs import Estimated, Measured
 from bptool.analysis.machine import machine_named
 from bptool.analysis.memory.fit import PeakPrediction, check_fit, check_state_fits, memory_errors
+from bptool.analysis.memory.simulation import WITHOUT_COMPILER
 from bptool.analysis.question import Question
 from bptool.analysis.result import Result
 from bptool.config.schema import Config
@@ -204,6 +205,8 @@ class Trainer:
             self._note(planned.sentence)
 
     def _predict(self) -> PeakPrediction | None:
+        if self.config.training.compile:
+            self._note(WITHOUT_COMPILER)
         try:
             return check_fit(self._question(self._material.workload))
         except BptoolError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Mapping
@@ -141,6 +142,17 @@ class TestInterrupted:
     def test_in_its_last_step_it_is_finished_all_the_same(self, here: Path, text: Path) -> None:
         result = sitting(text, recorder=Recorder(interrupt_after=4))
         assert (result.status, result.steps) == ("finished", 4)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own insides, as they are imported
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_the_prediction_leaves_out_is_told(compiled: bool, here: Path, text: Path) -> None:
+    notes: list[str] = []
+    opened = open_new(None, [*SMALL, f"data.source={text}", f"training.compile={compiled}".lower()], print, force=False)
+    with opened.folder:
+        Trainer(opened, notes.append)
+    assert any("without torch.compile" in note for note in notes) == compiled
 
 
 def test_a_result_has_no_number_that_json_has_not() -> None:

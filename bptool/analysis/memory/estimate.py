@@ -15,7 +15,7 @@ from bptool.analysis.memory.caching_allocator import Replay, replay, rounded_siz
 from bptool.analysis.memory.depth import Extended
 from bptool.analysis.memory.parameters import sum_of_parameters
 from bptool.analysis.memory.result import MemoryEstimate, module_bytes, readings
-from bptool.analysis.memory.simulation import STEADY, simulate_deep
+from bptool.analysis.memory.simulation import STEADY, WITHOUT_COMPILER, simulate_deep
 from bptool.analysis.memory.sweeps import in_block
 from bptool.analysis.memory.whole_first_step import with_whole_first_step
 from bptool.analysis.question import Question
@@ -202,7 +202,7 @@ def _assumptions(question: Question, step: Simulated, overhead: Range) -> list[s
     if step.planned:
         sentences.append(step.planned.sentence)
     if config.training.compile:
-        sentences.append("torch.compile is left out: fusion would save some of the activations")
+        sentences.append(WITHOUT_COMPILER)
     if machine.gpu:
         sentences.append(f"outside of the allocator: {overhead.source}")
         sentences.append("reserved: PyTorch's caching allocator, replayed; expandable segments would reserve less")
