@@ -17,15 +17,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from bptool.config.schema import Config
 from bptool.errors import DeviceError
 from bptool.training.selective import Chooser, Operator, nature
 
 _VARIANTS = 64
-"""How often the compiler may compile one function before it runs it as it is: once for each kind of block, for what
-each of them saves, with gradients and without. Its own limit is 8, which a budget's plan for two kinds may exceed."""
+"""How often the compiler may compile one function before it runs it as it is: once for each kind of block and for what
+each of them saves, and without gradients. Its own limit is 8, which a budget's plan for two kinds may exceed."""
 _ADVICE = "Detected that context_fn is passed"
 """How a warning begins against writing in place in recomputed regions; what is compiled here writes nothing in place by
 the time that results are chosen, which PyTorch's own partitioner relies on."""
@@ -67,16 +71,12 @@ def recompute_compiled(module: nn.Module, chooser: Callable[[], Chooser] | None)
 
 @cache
 def _recomputing(function: Callable[..., Any], chooser: Callable[[], Chooser] | None) -> Callable[..., Any]:
-    if chooser is None:
+    choosing: dict[str, Any] = {} if chooser is None else {"context_fn": partial(_contexts, chooser)}
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return checkpoint(function, *args, use_reentrant=False, **kwargs)
-
-    else:
-        contexts = partial(_contexts, chooser)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():  # compiled once for all, whatever they save
+            return function(*args, **kwargs)
+        return checkpoint(function, *args, use_reentrant=False, **choosing, **kwargs)
 
     return run
 

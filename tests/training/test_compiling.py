@@ -74,6 +74,14 @@ def test_each_block_recomputes_in_its_own_way_and_the_gradient_stays() -> None:
     assert same_bits(plain, found)
 
 
+def test_without_gradients_all_policies_are_one() -> None:
+    step = transformer_step(planned("1*full+1*save:mm-3+1*save_matmuls", {"model.n_layers": 3}))
+    [batch] = random_batches(step, 1)
+    with torch.no_grad():
+        step.workload.loss(step.model, batch)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_what_is_saved_is_what_is_named_and_nothing_else() -> None:
     """4 x 16 tokens; mm-3 gives 16 float32 for each, attention 16 and a logarithm for each of 2 heads.
 
