@@ -11,18 +11,19 @@ from contextlib import contextmanager
 
 @contextmanager
 def native_output_dropped() -> Iterator[None]:
-    """While entered, nothing gets to the process's standard output, from whatever language.
+    """While entered, nothing gets to the process's standard output, from whatever language or thread.
 
     The C library's buffer is emptied on the way in and out: in a pipe, what was printed would come later.
     """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         kept = os.dup(1)
     except OSError:  # the process has none
+        os.close(nowhere)
         yield
         return
     if sys.stdout:
         sys.stdout.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     _flush()
     os.dup2(nowhere, 1)
     try:

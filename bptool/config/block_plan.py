@@ -24,6 +24,11 @@ BlockPolicy = str
 BLOCK_POLICIES: tuple[NamedPolicy, ...] = get_args(NamedPolicy)
 """Those that have a name."""
 
+ALIKE_EVERYWHERE = frozenset(
+    {"mm", "addmm", "bmm", "baddbmm", "convolution", "_scaled_mm", "_grouped_mm", "grouped_linear", "attention"}
+)
+"""Operations that have the same number in a block whether it is compiled or not: products and attention."""
+
 _SAVE = "save:"
 _OPERATIONS = re.compile(r"([A-Za-z_]\w*)((?:-[1-9]\d*)+)")
 
@@ -67,6 +72,21 @@ def saved_operations(policy: BlockPolicy) -> frozenset[str]:
             raise ValueError(f"'{policy}' lists no operations; write them as in save:attention-1.mm-1-2-4")
         found |= {f"{match[1]}-{number}" for number in match[2].split("-")[1:]}
     return frozenset(found)
+
+
+def is_alike(operation: str) -> bool:
+    """Whether an operation has the same number in a block that is compiled, such as `mm-2`."""
+    return operation.rpartition("-")[0] in ALIKE_EVERYWHERE
+
+
+def not_alike(plan: str) -> list[str]:
+    """Names in a plan of operations that a compiled block may run more or fewer of.
+
+    Raises:
+        ValueError: the text is no plan.
+    """
+    listed = {name for policy in parse_plan(plan) if policy.startswith(_SAVE) for name in saved_operations(policy)}
+    return sorted(name for name in listed if not is_alike(name))
 
 
 def write_saved(operations: Collection[str]) -> BlockPolicy:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bptool.config.block_plan import parse_plan
+from bptool.config.block_plan import not_alike, parse_plan
 from bptool.config.model_schema import MlaSettings, ModelSettings, MoeSettings, RopeSettings
 from bptool.config.section import (
     AUTO,
@@ -86,7 +86,7 @@ class TrainingSettings(Section):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` ...; `auto`: a GPU where there is one."""
     compile: bool = False
-    """Compile each block with torch.compile."""
+    """Compile each block, with what it computes again, or a model that has none as a whole, by torch.compile."""
 
 
 class OptimizerSettings(Section):
@@ -290,6 +290,18 @@ class Config(Section):
                 f"training.sequence_length = {self.training.sequence_length} exceeds"
                 f" model.context_length = {self.model.context_length}",
                 *("training.sequence_length", "model.context_length"),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_blocks_save_products(self) -> Self:
+        settings = self.activation_checkpoint
+        others = not_alike(settings.plan) if settings.policy == "plan" and self.training.compile else []
+        if others:
+            raise ConflictError(
+                f"activation_checkpoint.plan saves {', '.join(others)}, which with training.compile = true may be the"
+                " result of another operation; a compiled block saves products (mm, addmm, bmm ...) and attention",
+                *("activation_checkpoint.plan", "training.compile"),
             )
         return self
 

@@ -23,16 +23,17 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from bptool.config.block_plan import parse_plan
 from bptool.config.schema import Config
 from bptool.errors import DeviceError
-from bptool.training.selective import Chooser, Operator, nature
+from bptool.training.selective import Chooser, Operator, nature, selective_contexts
 
 _VARIANTS = 64
 """How often the compiler may compile one function before it runs it as it is: once for each kind of block and for what
 each of them saves, and without gradients. Its own limit is 8, which a budget's plan for two kinds may exceed."""
 _ADVICE = "Detected that context_fn is passed"
-"""How a warning begins against writing in place in recomputed regions; what is compiled here writes nothing in place by
-the time that results are chosen, which PyTorch's own partitioner relies on."""
+"""How a warning begins against writing in place in recomputed regions. The graph that is split into forward and
+backward is functional: an operation in place is another one by then, with the same choice."""
 
 
 def compile_blocks(modules: Sequence[nn.Module], device: torch.device) -> None:
@@ -53,8 +54,10 @@ def compile_blocks(modules: Sequence[nn.Module], device: torch.device) -> None:
 
 
 def recomputes_unseen(config: Config) -> bool:
-    """Whether there may be recomputation that is no phase of its own, being compiled into the backward."""
-    return config.training.compile and config.activation_checkpoint.policy not in ("none", "offload")
+    """Whether there is recomputation that is no phase of its own, being compiled into the backward."""
+    settings = config.activation_checkpoint
+    policies = parse_plan(settings.plan) if settings.policy == "plan" else [settings.policy]
+    return config.training.compile and not {"none", "offload"}.issuperset(policies)
 
 
 def recompute_compiled(module: nn.Module, chooser: Callable[[], Chooser] | None) -> None:
@@ -63,13 +66,18 @@ def recompute_compiled(module: nn.Module, chooser: Callable[[], Chooser] | None)
     No phase is announced: the backward does it among its own work (`recomputes_unseen`).
     """
     forward = module.forward
-    if isinstance(forward, MethodType):  # one function for all modules of a class, so that it is compiled once
-        module.forward = MethodType(_recomputing(forward.__func__, chooser), module)
+    if isinstance(forward, MethodType) and forward.__self__ is module:
+        module.forward = MethodType(_recomputing_method(forward.__func__, chooser), module)
     else:
         module.forward = _recomputing(forward, chooser)
 
 
 @cache
+def _recomputing_method(function: Callable[..., Any], chooser: Callable[[], Chooser] | None) -> Callable[..., Any]:
+    """One for all modules of a class, so that they are compiled once."""
+    return _recomputing(function, chooser)
+
+
 def _recomputing(function: Callable[..., Any], chooser: Callable[[], Chooser] | None) -> Callable[..., Any]:
     choosing: dict[str, Any] = {} if chooser is None else {"context_fn": partial(_contexts, chooser)}
 
@@ -82,7 +90,9 @@ def _recomputing(function: Callable[..., Any], chooser: Callable[[], Chooser] | 
 
 
 def _contexts(make: Callable[[], Chooser]) -> Any:
-    """PyTorch's own, as its compiler takes no others."""
+    """PyTorch's own, as its compiler takes no others; where it leaves a block to Python, those of any such block."""
+    if not _is_traced():
+        return selective_contexts(make)
     chooser = make()
 
     def policy(context: Any, func: Operator, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -90,6 +100,11 @@ def _contexts(make: Callable[[], Chooser]) -> Any:
         return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
+
+
+def _is_traced() -> bool:
+    """Whether a graph is made. PyTorch's checkpoint asks so too, as `torch.compiler.is_compiling` says no in 2.11."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
 
 
 def _is_news(record: logging.LogRecord) -> bool:

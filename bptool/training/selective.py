@@ -44,6 +44,8 @@ _MATMULS = frozenset(
     }
 )
 
+_CAST = "_to_copy"
+
 Operator = torch._ops.OpOverload
 Chooser = Callable[[Operator], bool]
 """Whether an operation's result is saved; asked for each of a block in turn, but for views."""
@@ -80,7 +82,10 @@ class Matmuls(Attention):
 
 
 class Numbering:
-    """Names a block's operations in turn: `mm-1`, `mm-2`, `attention-1` ..., the same on every device."""
+    """Names a block's operations in turn: `mm-1`, `mm-2`, `attention-1` ..., products and attention alike everywhere.
+
+    Of other operations a GPU, or a compiled block, may run more or fewer.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -111,12 +116,12 @@ class Named:
         """At the end of a block.
 
         Raises:
-            TargetError: it runs nothing that is listed. Some may be missing: what runs depends on the device, and on
-                whether dropout is on.
+            TargetError: it runs nothing that is listed. Some may be missing: what runs depends on the device, on
+                dropout, and casts on the precision.
         """
         listed = {name.rpartition("-")[0] for name in self._names}
         run = self._numbered.counts
-        if listed.isdisjoint(run):
+        if listed.isdisjoint({*run, _CAST}):
             known = ", ".join(name if count == 1 else f"{name} ({count})" for name, count in sorted(run.items()))
             raise TargetError(
                 f"activation_checkpoint.plan saves {', '.join(sorted(listed))}, which a block does not run",

@@ -1,16 +1,16 @@
 """Tokens per second, as ratios within one run.
 
-What costs on a CPU, measured on 2 cores (AMD Zen 4, 2026-11) and written down so that nobody has to look for it again.
-GPT-2 124M, batch 2 x 256, against the compiled nanoGPT-style loop, one thing less each:
+What costs on a CPU, measured on 2 cores (Intel Xeon with AMX, 2026-11) and written down so that nobody has to look for
+it again. GPT-2 124M, batch 2 x 256, against the compiled nanoGPT-style loop, one thing less each:
 
-    everything                   1.28x   MFU 65% while others used the machine, 80-85% when nobody did
-    plain loss                   1.06x   its logits and their gradients are tensors of 103 MB each
-    default allocator            1.20x   each large tensor is page-faulted in anew
-    looped AdamW                 1.33x   no loss here: the fused kernel's gain drowns in the noise of +-5%
+    everything                   1.16x   MFU 65%
+    plain loss                   1.14x   its logits and their gradients are tensors of 103 MB each
+    default allocator            1.16x   each large tensor is page-faulted in anew
+    looped AdamW                 1.05x
 
-The aim of 1.5x is not reached: 1.28x here. The matrix products alone are 2.2 s at the machine's best rate, and both
-sides must do them, so 1.5x of the baseline's 4.2 s leaves 0.6 s for all the rest. On the same machine in a quiet hour
-bptool's step took 2.7 s (MFU 81%), and the baseline with *fused* AdamW 3.2 s.
+The aim of 1.5x is not reached: at the machine's best rate the matrix products alone, which both sides must do, are 65%
+of the step. Until its weights began as nanoGPT's do, most of what the yardstick's softmax gave was subnormal: it ran at
+46 tokens/s here instead of 261, and figures against it from before that are too good.
 """
 
 from __future__ import annotations

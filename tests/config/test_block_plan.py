@@ -57,5 +57,12 @@ def test_a_policy_that_needs_a_plan_says_so() -> None:
     assert "'plan' needs activation_checkpoint.plan, such as" in wrong({"policy": "plan"})
 
 
+def test_a_compiled_block_saves_what_has_the_same_number_in_it() -> None:
+    settings = {"training.compile": True, "activation_checkpoint.policy": "plan", "model.n_layers": 2}
+    with pytest.raises(ConfigError, match=r"saves mul-2, which with training\.compile = true may be"):
+        parse_config({**settings, "activation_checkpoint.plan": "2*save:attention-1.mm-2.mul-2"}, "a test")
+    parse_config({**settings, "activation_checkpoint.plan": "1*save:attention-1.mm-2+1*save_matmuls"}, "a test")
+
+
 def test_a_policy_that_does_not_exist_names_the_nearest() -> None:
     assert "did you mean 'save_matmuls'" in wrong({"policy": "save_matmul"})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from bptool.hardware import standing_in_for_cuda_tensors
 from bptool.instruments.memory.peak import noted_allocations
 from bptool.training import offload
 from bptool.training.compiling import compile_blocks, recompute_compiled, recomputes_unseen
-from bptool.training.selective import Matmuls
+from bptool.training.selective import Chooser, Matmuls, Named
 from bptool.training.step import TrainStep
 
 pytestmark = [
@@ -114,40 +116,105 @@ def test_what_a_compiled_block_saves_can_leave_the_device(monkeypatch: pytest.Mo
 
 
 class Block(nn.Module):
-    """Of somebody else, whose forward is an instance's own and writes in place."""
+    """Of somebody else, which writes in place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.forward = self.twice
+        self.first, self.second, self.third = (nn.Linear(8, 8, bias=False) for _ in range(3))
 
-    def twice(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
         y.mul_(2.0)
-        result: Tensor = self.second(y.sin()) + x
+        result: Tensor = self.third(self.second(y.sin())) + x
         return result
 
 
-def test_a_block_that_writes_in_place(caplog: pytest.LogCaptureFixture) -> None:
-    """PyTorch warns of it where it is compiled; nothing is in place by then, and the gradient is the plain one's."""
+class Breaking(Block):
+    """Which no graph holds whole: it reads a value, and draws random numbers where nothing is compiled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x) * noise(x)
+        if float(y.detach().sum()) > 1e9:
+            return y
+        result: Tensor = self.third(torch.tanh(self.second(y.sin()) * noise(x))) + x
+        return result
+
+
+@torch._dynamo.disable  # type: ignore[untyped-decorator]
+def noise(x: Tensor) -> Tensor:
+    return torch.rand_like(x)
+
+
+class Adapter(nn.Module):
+    """Whose forward takes another module's place."""
+
+    def __init__(self, inner: Block) -> None:
+        super().__init__()
+        self.inner, self.forward_of_inner = [inner], inner.forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.forward_of_inner(x) * self.inner[0].first.weight.sum()
+        return result
+
+
+def adapted() -> Block:
+    block = Block()
+    block.forward = Adapter(block).forward  # type: ignore[method-assign]
+    return block
+
+
+@pytest.mark.parametrize("make", [Block, Breaking, adapted])
+@pytest.mark.parametrize(
+    "chooser",
+    [Matmuls, partial(Matmuls, every=2), partial(Named, frozenset({"rand_like-1", "mm-2"})), None],
+    ids=["products", "every other", "named", "full"],
+)
+def test_blocks_of_others(make: Callable[[], Block], chooser: Callable[[], Chooser] | None) -> None:
+    """Also those that the compiler leaves to Python recompute what they computed, with the same random numbers."""
     torch.manual_seed(2)
-    block, x = Block(), torch.randn(4, 8, requires_grad=True)
-    block(x).square().sum().backward()
-    plain = {name: p.grad.clone() for name, p in block.named_parameters() if p.grad is not None}
-    block.zero_grad()
-    recompute_compiled(block, Matmuls)
-    with caplog.at_level(logging.WARNING):
-        compile_blocks([block], CPU)
+    block, x = make(), torch.randn(4, 8, requires_grad=True)
+
+    def gradients() -> dict[str, Tensor]:
+        block.zero_grad()
+        torch.manual_seed(3)
         block(x).square().sum().backward()
-    assert counters["stats"]["unique_graphs"] == 1
-    for name, p in block.named_parameters():
-        torch.testing.assert_close(p.grad, plain[name])
-    assert not [record for record in caplog.records if "context_fn" in record.getMessage()]
+        return {name: p.grad.clone() for name, p in block.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    recompute_compiled(block, chooser)
+    compile_blocks([block], CPU)
+    found = gradients()
+    assert len(plain) == 3
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_recomputed_goes_with_its_module() -> None:
+    block = adapted()
+    recompute_compiled(block, None)
+    known = weakref.ref(block)
+    del block
+    gc.collect()
+    assert known() is None
+
+
+def test_advice_that_is_followed_is_not_given(caplog: pytest.LogCaptureFixture) -> None:
+    compile_blocks([], CPU)
+    log = logging.getLogger("torch._higher_order_ops.wrap")
+    with caplog.at_level(logging.WARNING, log.name):
+        log.warning("\nDetected that context_fn is passed to torch.utils.checkpoint under torch.compile.")
+        log.warning("anything else")
+    assert [record.getMessage() for record in caplog.records if record.name == log.name] == ["anything else"]
 
 
 @pytest.mark.parametrize(
-    ("policy", "compiled", "expected"), [("full", True, True), ("full", False, False), ("none", True, False)]
+    ("policy", "compiled", "expected"),
+    [
+        *(("full", True, True), ("full", False, False), ("none", True, False)),
+        *(("plan:2*none", True, False), ("plan:1*none+1*offload", True, False), ("plan:1*none+1*mlp", True, True)),
+    ],
 )
 def test_where_recomputation_is_no_phase(policy: str, compiled: bool, expected: bool) -> None:
-    config = small_config({"activation_checkpoint.policy": policy, "training.compile": compiled})
-    assert recomputes_unseen(config) == expected
+    name, _, plan = policy.partition(":")
+    settings = {"activation_checkpoint.policy": name, "activation_checkpoint.plan": plan}
+    assert recomputes_unseen(small_config({**settings, "training.compile": compiled})) == expected

@@ -12,7 +12,9 @@ from small_runs import same_bits
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from bptool.config.block_plan import ALIKE_EVERYWHERE
 from bptool.errors import TargetError, UsageError
+from bptool.model.grouped import GROUPED_LINEAR
 from bptool.training.selective import Attention, Chooser, Matmuls, Named, Numbering, nature, selective_contexts
 
 aten = torch.ops.aten
@@ -73,6 +75,14 @@ def test_operations_are_named_in_turn_and_attention_alike_everywhere() -> None:
     assert [numbered(func) for func in asked] == ["mm-1", "attention-1", "mm-2", "attention-2"]
     saves = Saves(lambda: Named({"mm-2", "attention-1", "nothing-1"}))
     assert [saves(func, *QKV) for func in asked] == [False, True, True, False]
+
+
+def test_products_and_attention_are_what_has_the_same_number_everywhere() -> None:
+    """As the config knows them, which loads no PyTorch: what the policies that save by operation save."""
+    every = [getattr(torch.ops.aten, name) for name in dir(torch.ops.aten) if not name.startswith("__")]
+    overloads = [getattr(packet, name) for packet in every for name in getattr(packet, "overloads", list)()]
+    chosen = {nature(func).name for func in [*overloads, GROUPED_LINEAR] if Matmuls()(func)}
+    assert chosen == ALIKE_EVERYWHERE
 
 
 def block(x: Tensor, weight: Tensor) -> Tensor:
@@ -154,6 +164,11 @@ def test_a_number_beyond_a_block_s_last_saves_nothing() -> None:
     """Blocks of one plan may differ: an expert more, a layer less. Nor does an operation that another device runs."""
     plain = gradients(partial(selective_contexts, lambda: Named({"tanh-1"})))
     assert same_bits(plain, gradients(partial(selective_contexts, lambda: Named({"tanh-1", "mm-7", "softmax-1"}))))
+
+
+def test_a_cast_may_be_missing_as_it_is_in_another_precision() -> None:
+    plain = gradients(partial(selective_contexts, lambda: Named({"tanh-1"})))
+    assert same_bits(plain, gradients(partial(selective_contexts, lambda: Named({"_to_copy-1"}))))
 
 
 def test_what_fails_in_a_block_is_what_is_said() -> None:

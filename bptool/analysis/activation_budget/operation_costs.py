@@ -32,6 +32,17 @@ _MANY = 200
 """Operations in a row, to tell what it takes to watch one of them."""
 
 
+_FUSED = frozenset(
+    {
+        *("sum", "mean", "amax", "var_mean", "_softmax", "_safe_softmax", "_log_softmax"),
+        *("native_layer_norm", "_fused_rms_norm", "native_dropout", "bernoulli_", "rand_like"),
+        *("_to_copy", "copy_", "clone", "cat", "constant_pad_nd", "embedding", "index", "gather", "tril", "triu"),
+        *("zeros", "ones", "zeros_like", "ones_like", "new_zeros", "new_ones", "arange", "scalar_tensor"),
+    }
+)
+"""What TorchInductor writes into its loops besides pointwise operations: reductions, copies and what is made up."""
+
+
 class Costs(Protocol):
     """Of operations, all in one unit.
 
@@ -77,9 +88,10 @@ class Estimated:
 
 
 class InCompiled:
-    """In blocks that are compiled: products, convolutions and attention alone cost anything.
+    """In blocks that are compiled: what is fused with what is next to it is taken as free.
 
-    All else is fused with what is next to it: computing it again reads what is read anyway.
+    Computing that again reads what is read anyway. Products, convolutions, attention, sorting and whatever else the
+    compiler calls as it is cost what they do by themselves.
 
     Args:
         costs: of operations by themselves.
@@ -87,11 +99,13 @@ class InCompiled:
 
     def __init__(self, costs: Costs) -> None:
         self._costs = costs
-        self.basis = f"{costs.basis} of products and attention, the rest being compiled with them"
+        self.basis = f"{costs.basis}, what the compiler fuses being free"
 
     def of(self, operation: Operation) -> float:
         """What it takes."""
-        return self._costs.of(operation) if operation.flops else 0.0
+        func = operation.func
+        fused = torch.Tag.pointwise in func.tags or func.overloadpacket.__name__ in _FUSED
+        return 0.0 if fused and not operation.flops else self._costs.of(operation)
 
     def of_watching(self) -> float:
         """Nothing: what is saved is chosen when the block is compiled."""

@@ -17,7 +17,7 @@ from bptool.analysis.activation_budget.block_bench import Alone, BlockBench, Pha
 from bptool.analysis.activation_budget.operation_costs import Costs, Estimated, InCompiled, total
 from bptool.analysis.machine import Machine
 from bptool.analysis.question import Question
-from bptool.config.block_plan import BLOCK_POLICIES, BlockPolicy, write_plan
+from bptool.config.block_plan import BLOCK_POLICIES, BlockPolicy, is_alike, write_plan
 from bptool.config.overrides import override
 from bptool.config.schema import Config
 from bptool.errors import BptoolError, TargetError, UsageError
@@ -139,6 +139,8 @@ def planned(config: Config, workload: Workload, machine: Machine, costs: Costs |
     held = seen.held + sum(plain[index].held for index in beyond)
     times = sum((_times(plain[index].phases, costs) for index in beyond), _times(seen.phases, costs))
     kinds = [Kind(tuple(kind), *_ways(alone[kind[0]], costs)) for kind in indices]
+    if config.training.compile:
+        kinds = [replace(kind, selection=_of_what_is_alike(kind.selection)) for kind in kinds]
     budget = parse_bytes(config.activation_checkpoint.budget)
     if held + least_bytes(kinds) > budget:
         raise _too_small(config, held + least_bytes(kinds))
@@ -191,6 +193,13 @@ def _selection(full: Alone, plain: int, costs: Costs) -> Selection:
     watching = costs.of_watching() * (len(forward) + len(again))
     known = {_chosen(chooser(), counting, names): policy for policy, chooser in CHOOSERS.items()}
     return Selection(full.held - plain, total(costs, again) + watching, tuple(results), known)
+
+
+def _of_what_is_alike(selection: Selection | None) -> Selection | None:
+    """Without results that a compiled block may have under other numbers."""
+    if selection is None:
+        return None
+    return replace(selection, results=tuple(result for result in selection.results if is_alike(result.operation)))
 
 
 def _chosen(chooser: Chooser, operations: Sequence[Operation], names: Sequence[str]) -> frozenset[str]:

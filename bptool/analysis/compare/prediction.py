@@ -24,7 +24,6 @@ from bptool.config.block_plan import write_plan
 from bptool.errors import BptoolError
 from bptool.instruments.memory.trace import CATEGORIES
 from bptool.training.activation_checkpoint import PolicyUnfit
-from bptool.training.compiling import recomputes_unseen
 from bptool.training.user_code import describe
 from bptool.units import format_bytes
 
@@ -143,8 +142,6 @@ def _notes(question: Question, planned: Planned | None) -> Iterator[str]:
         yield planned.sentence
     if question.config.training.compile:
         yield "predicted without torch.compile, whose fusion would save some of the activations and of the time"
-    if recomputes_unseen(question.config):
-        yield "recomputation is compiled into the backward, and timed with it"
 
 
 def recompute_share(tally: Tally) -> float:

@@ -49,9 +49,11 @@ def timed_run(question: Question, folder: Path, *, warmup: int, steps: int) -> O
 
     timed = time_steps(run, timer, warmup=warmup, steps=steps, stop=_Never())
     unseen = recomputes_unseen(question.config)
+    notes = [note] if note else []
+    notes += ["recomputation is compiled into the backward, and timed with it"] if unseen else []
     phases = [_phases(step, None if unseen else 0.0).model_dump() for step in timed]
     figures: dict[str, Any] = {"peak_bytes": peak.peak_bytes, "steps": phases, "losses": losses}
-    return Outcome(figures=figures, notes=[note] if note else [])
+    return Outcome(figures=figures, notes=notes)
 
 
 @dataclass

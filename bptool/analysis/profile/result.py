@@ -51,11 +51,13 @@ class Duration(Record):
 
 
 class PhaseTimes(Record):
-    """Each phase of a step, all its micro-batches together, without the phases inside it: `backward` has no recompute.
+    """Each phase of a step, all its micro-batches together, without the phases inside it: `backward` has no recompute,
+    but where that is compiled into it.
 
     Attributes:
         step: the whole of it.
-        recompute: None where nothing is recomputed.
+        recompute: None where nothing is recomputed, and where it is compiled into the backward (`compiled`, and there
+            are `recompute_flops`).
         backward_over_forward: median of the steps' ratios, in time.
         backward_over_forward_low, backward_over_forward_high: a 95% interval of that median.
         backward_over_forward_by_kind: the same with gradients that the forward computes early, as a fused loss does,

@@ -162,7 +162,8 @@ def ratio(profile: ProfileResult) -> Sheet | None:
     if found is None:
         return None
     terms = [(term.name, term.excess_over_two, term.detail) for term in profile.ratio_terms]
-    return _terms(f"why the ratio is {found:.{_DIGITS}f}", "a layer's two gradients", 2, terms, found)
+    alone = " without recomputation" if profile.recomputes_in_backward else ""
+    return _terms(f"why the ratio is {found:.{_DIGITS}f}{alone}", "a layer's two gradients", 2, terms, found)
 
 
 def recompute(profile: ProfileResult) -> Sheet | None:

@@ -104,24 +104,28 @@ def test_so_is_what_refuses_made_up_values() -> None:
     assert costs.of(picked) == pytest.approx(estimated.of(picked) * seconds / estimated.of(product(64)))
 
 
-def test_in_a_compiled_block_products_alone_cost_anything() -> None:
+def test_in_a_compiled_block_what_is_fused_is_free() -> None:
     x = torch.ones(2, 2, 8, 4)
-    multiply, attend, *others = (
+    multiply, attend, sort, scan, *others = (
         operations(run)[-1]
         for run in (
             lambda: x[0, 0] @ x[0, 0].t(),
             lambda: F.scaled_dot_product_attention(x, x, x),
+            lambda: x.sort(),
+            lambda: x.cumsum(0),
             lambda: x.sin(),
             lambda: F.layer_norm(x, (4,)),
+            lambda: x.bfloat16(),
         )
     )
     own = Estimated(None, "fp32")
     costs = InCompiled(own)
-    assert [costs.of(one) for one in (multiply, attend)] == [own.of(one) for one in (multiply, attend)]
+    called = (multiply, attend, sort, scan)
+    assert [costs.of(one) for one in called] == [own.of(one) for one in called]
     assert all(own.of(one) > 0 for one in others)
-    assert [costs.of(one) for one in others] == [0.0, 0.0]
+    assert [costs.of(one) for one in others] == [0.0, 0.0, 0.0]
     assert costs.of_watching() == 0
-    assert "compiled" in costs.basis
+    assert "what the compiler fuses" in costs.basis
 
 
 def test_watching_costs_something_on_a_cpu() -> None:
