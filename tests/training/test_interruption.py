@@ -10,7 +10,8 @@ import pytest
 from bptool.training.interruption import StopRequest
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from bptool.training.interruption import StopRequest
 with StopRequest() as stop:
     print("ready", flush=True)
