@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_steps import compiled_once
 from small_runs import random_batches, same_bits, small_config, transformer_step
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from bptool.config.schema import Config
 from bptool.hardware import standing_in_for_cuda_tensors
-from bptool.instruments.memory.peak import noted_allocations
 from bptool.training import offload
 from bptool.training.compiling import compile_blocks, recompute_compiled, recomputes_unseen
 from bptool.training.selective import Chooser, Matmuls, Named
-from bptool.training.step import TrainStep
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler"),
@@ -42,26 +41,6 @@ def _compiler() -> Iterator[None]:
 def planned(plan: str, changes: dict[str, Any]) -> Config:
     chosen = {"activation_checkpoint.policy": "plan", "activation_checkpoint.plan": plan, "training.compile": True}
     return small_config({"training.micro_batch_size": 4, **changes, **chosen})
-
-
-def once(step: TrainStep) -> tuple[int, dict[str, Tensor]]:
-    """Bytes that a forward holds for its backward, by the allocator's own events, and the gradients."""
-    [batch] = random_batches(step, 1)
-    step.optimizers.zero_grad()
-    gc.collect()  # what is released in it must have come in it
-    torch.manual_seed(5)
-    with noted_allocations() as events:
-        loss = step.workload.loss(step.model, batch)
-    held = sum(events)
-    loss.backward()
-    return held, {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
-
-
-def compiled_once(config: Config) -> tuple[int, dict[str, Tensor]]:
-    """And then once more: the first time compiles, which allocates too."""
-    step = transformer_step(config)
-    once(step)
-    return once(step)
 
 
 def test_each_block_recomputes_in_its_own_way_and_the_gradient_stays() -> None:
