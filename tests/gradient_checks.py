@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bptool import GradientTarget
-from bptool.analysis.gradcheck.check import check_gradients
+from bptool.analysis.gradcheck.check import Examined, check_gradients
+from bptool.analysis.gradcheck.mutation.catching import Eye
 from bptool.analysis.gradcheck.result import GradcheckResult, TensorCheck
 
 
@@ -27,3 +28,12 @@ def only(result: GradcheckResult) -> TensorCheck:
 def random_input(*shape: int, positive: bool = False) -> Tensor:
     drawn = torch.rand(shape) + 0.5 if positive else torch.randn(shape)
     return drawn.requires_grad_()
+
+
+def eye(examined: Examined) -> Eye:
+    """What would tell a changed gradient from the right one, as the whole check does."""
+    verdicts = examined.verdicts
+    assert verdicts is not None
+    return Eye(
+        verdicts.directions, verdicts.looks, {t.name: t.detectable_relative_error for t in examined.result.tensors}
+    )

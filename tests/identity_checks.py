@@ -1,10 +1,13 @@
-"""The identities of the built-in transformer at a small size, for tests that break it."""
+"""The identities of the built-in transformer at a small size, for tests that break it; and a layer that breaks one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from small_runs import small_config
+from torch import Tensor, nn
 
 from bptool.analysis.gradcheck.identities.check import check_identities
 from bptool.analysis.gradcheck.identities.identity import Identities, Identity
@@ -36,3 +39,26 @@ def failed(found: Identities) -> list[str]:
 def named(found: Sequence[Identity], name: str) -> Identity:
     (identity,) = (identity for identity in found if identity.name == name)
     return identity
+
+
+class _ReadsTwice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        found: Tensor = slope * ctx.saved_tensors[0] + slope * ctx.saved_tensors[0]
+        return found
+
+
+class SquaresOnce(nn.Module):
+    """A layer whose backward reads what was saved twice: its gradient is right, and it cannot be recomputed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _ReadsTwice.apply(self.layer(x))  # type: ignore[no-untyped-call, no-any-return]

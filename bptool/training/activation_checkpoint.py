@@ -111,7 +111,7 @@ def apply(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings, r
                 for module in _sublayers(block, sublayer):
                     recompute(module, None)
             case _:
-                recompute(block, chooser_of(policy))
+                recompute(block, _chooser_of(policy))
 
 
 def apply_offload(blocks: Sequence[nn.Module], settings: ActivationCheckpointSettings) -> None:
@@ -122,7 +122,7 @@ def apply_offload(blocks: Sequence[nn.Module], settings: ActivationCheckpointSet
 
 
 @cache
-def chooser_of(policy: BlockPolicy) -> Callable[[], Chooser] | None:
+def _chooser_of(policy: BlockPolicy) -> Callable[[], Chooser] | None:
     """What makes a chooser of the results that the policy saves; None where it saves none."""
     if policy == "full":
         return None

@@ -45,6 +45,7 @@ _MATMULS = frozenset(
 )
 
 _CAST = "_to_copy"
+"""What casts: there in some precisions only."""
 
 Operator = torch._ops.OpOverload
 Chooser = Callable[[Operator], bool]

@@ -58,7 +58,7 @@ def measure(setting: str, device: torch.device) -> dict[str, Any]:
     record: dict[str, Any]
     try:
         record = _measured(setting, device)
-    except (BptoolError, RuntimeError, NotImplementedError, TypeError) as error:  # out of memory is a RuntimeError
+    except (BptoolError, RuntimeError, TypeError) as error:  # out of memory is a RuntimeError
         record = {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
     return {"setting": setting, **record, "seconds": round(time.perf_counter() - begin, 2)}
 

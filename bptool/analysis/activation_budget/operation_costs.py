@@ -30,8 +30,6 @@ _OTHERS = 2**24
 """Numbers that are written before each run: a step has been elsewhere since it made what an operation reads."""
 _MANY = 200
 """Operations in a row, to tell what it takes to watch one of them."""
-
-
 _FUSED = frozenset(
     {
         *("sum", "mean", "amax", "var_mean", "_softmax", "_safe_softmax", "_log_softmax"),

@@ -294,7 +294,7 @@ class Subject:
         """The user's own error, or what float64 or a change in place made of it."""
         if "leaf Variable that requires grad" in str(error):
             return mutated("a parameter or input that requires a gradient", where=describe(error))
-        if not isinstance(error, RuntimeError | TypeError | ValueError | NotImplementedError):
+        if not isinstance(error, RuntimeError | TypeError | ValueError):
             return error
         if not _runs_as_given(self.target):
             return error

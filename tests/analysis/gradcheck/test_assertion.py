@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from gradient_checks import random_input
-from torch import Tensor, nn
+from identity_checks import SquaresOnce
+from torch import nn
 
 from bptool import GradientTarget, Workload, assert_gradients
 
@@ -26,25 +26,6 @@ class TestAssertion:
     def test_identities_are_asserted_too(self) -> None:
         """A backward that reads what was saved twice: its gradient is right, and it cannot be recomputed."""
 
-        class Twice(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, x: Tensor) -> Tensor:
-                ctx.save_for_backward(x)
-                return x * x
-
-            @staticmethod
-            def backward(ctx: Any, grad: Tensor) -> Tensor:
-                found: Tensor = grad * ctx.saved_tensors[0] + grad * ctx.saved_tensors[0]
-                return found
-
-        class Layer(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.linear = nn.Linear(3, 3)
-
-            def forward(self, x: Tensor) -> Tensor:
-                return Twice.apply(self.linear(x))  # type: ignore[no-untyped-call, no-any-return]
-
         def workload(make: Callable[[], nn.Module]) -> Workload:
             return Workload(
                 model=make,
@@ -55,7 +36,7 @@ class TestAssertion:
         right = assert_gradients(workload(lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))), seed=1)
         assert "accumulation" in {identity.name for identity in right.identities}
         with pytest.raises(AssertionError, match="identity activation_checkpointing: ") as caught:
-            assert_gradients(workload(lambda: nn.Sequential(Layer(), Layer())), seed=1)
+            assert_gradients(workload(lambda: nn.Sequential(SquaresOnce(), SquaresOnce())), seed=1)
         assert str(caught.value).splitlines()[0].endswith(": identity activation_checkpointing")
 
     def test_identities_of_a_function(self) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from identity_checks import failed, named, of_transformer
+from identity_checks import SquaresOnce, failed, named, of_transformer
 from small_runs import masked_regression, small_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -51,27 +50,8 @@ class TestTheStep:
     def test_a_recomputation_that_fails(self) -> None:
         """As where a backward reads what was saved twice."""
 
-        class Twice(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, x: Tensor) -> Tensor:
-                ctx.save_for_backward(x)
-                return x * x
-
-            @staticmethod
-            def backward(ctx: Any, slope: Tensor) -> Tensor:
-                found: Tensor = slope * ctx.saved_tensors[0] + slope * ctx.saved_tensors[0]
-                return found
-
-        class Square(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.layer = nn.Linear(3, 3)
-
-            def forward(self, x: Tensor) -> Tensor:
-                return Twice.apply(self.layer(x))  # type: ignore[no-untyped-call, no-any-return]
-
         workload = Workload(
-            model=lambda: nn.Sequential(Square(), Square()),
+            model=lambda: nn.Sequential(SquaresOnce(), SquaresOnce()),
             batch=lambda generator: torch.randn(4, 3, generator=generator),
             loss=lambda model, batch: model(batch).square().mean(),
         )
